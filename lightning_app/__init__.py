@@ -1,0 +1,1 @@
+"""A laboratory for character-level GPTs on PyTorch Lightning."""

@@ -1,0 +1,151 @@
+"""Checkpoint files: written whole or not at all, and read as data that may be broken or hostile.
+
+A checkpoint is Lightning's dictionary and one section of ours, `lightning_app`, which holds what
+the file needs to stand alone. Everything in it is a tensor, a number, a string or a container of
+them: it loads with `weights_only=True`.
+"""
+
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lightning_app.errors import UserError
+from lightning_app.gpt import GPT, GPTConfig
+from lightning_app.tokenizer import Tokenizer
+
+FORMAT = 1  # of our section; raise it when older programs could not read a file
+SECTION = "lightning_app"
+PREVIOUS = "previous.ckpt"  # the last.ckpt before the newest
+NETWORK = "gpt."  # what the network's weights are called inside the LightningModule
+
+
+def write(state: dict[str, Any], path: Path, previous: Path | None = None) -> None:
+    """Write beside, sync, rename: after a kill or on a full disk the old file is still whole, and
+    with `previous` it is kept under that name."""
+    temporary = path.with_name(f"{path.name}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with temporary.open("wb") as file:
+            torch.save(plain(state), file)
+            file.flush()
+            os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            os.replace(path, previous)
+        os.replace(temporary, path)
+    except RuntimeError as error:  # torch hides a full disk behind its own error
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"{path} could not be written: {error}") from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":  # Windows cannot open a folder; its rename is durable by itself
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+
+
+def plain(value: Any) -> Any:
+    """The same with bare numbers, strings and containers: parsers and torch hand out subclasses,
+    which a safe reader refuses."""
+    if isinstance(value, dict):
+        return {plain(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            return kind(value)
+    return value
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The dictionary in a checkpoint of this program. Raises UserError for anything else."""
+    text = str(path)
+    if "://" in text or text.startswith(("http:", "https:", "s3:", "gs:", "hf:")):
+        raise UserError(f"{text} is a URL; download the file yourself and give its path")
+    if not path.exists():
+        raise UserError(f"{path} does not exist; give a checkpoint file, or --run NAME")
+    if not path.is_file():
+        raise UserError(f"{path} is not a file; give a checkpoint such as {path}/best.ckpt")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError:
+        raise UserError(f"{path} cannot be read: permission denied") from None
+    except Exception as error:
+        first = str(error).strip().split("\n")[0][:120]
+        raise UserError(
+            f"{path} is not a checkpoint, or damaged; use another one of the run ({first})"
+        ) from None
+    if not isinstance(state, dict) or not isinstance(state.get(SECTION), dict):
+        raise UserError(f"{path} was not written by this program; train with fit to make one")
+    version = state[SECTION].get("format")
+    if not isinstance(version, int) or version < 1:
+        raise UserError(f"{path} is damaged: it does not say its format")
+    if version > FORMAT:
+        raise UserError(
+            f"{path} has format {version}, newer than this program's {FORMAT}; update the program"
+        )
+    return state
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network to use, with what its checkpoint says about it."""
+
+    gpt: GPT
+    tokenizer: Tokenizer
+    info: dict[str, Any]  # our section: data, figures, unigram counts, ...
+    hyper_parameters: dict[str, Any]  # CharGPT's
+
+    @property
+    def unigram(self) -> np.ndarray:
+        """The training text's character distribution, (V,) float64."""
+        counts = np.array(self.info["counts"], dtype=np.float64)
+        return counts / counts.sum()
+
+
+def load(path: Path) -> Trained:
+    """The network in a checkpoint, in evaluation mode: for best.ckpt the weights that made its
+    figure, for last.ckpt the average where one is kept. Raises UserError."""
+    state = read(path)
+    try:
+        info, hyper_parameters = state[SECTION], dict(state["hyper_parameters"])
+        alphabet = hyper_parameters["alphabet"]
+        config = network_config(hyper_parameters)
+        weights = {
+            name.removeprefix(NETWORK): weight
+            for name, weight in (info.get("average") or state["state_dict"]).items()
+        }
+        with torch.device("meta"):
+            gpt = GPT(config)
+        expected = {name: weight.shape for name, weight in gpt.state_dict().items()}
+        if {name: weight.shape for name, weight in weights.items()} != expected:
+            raise ValueError("weights and architecture do not match")
+        if not all(torch.isfinite(weight).all() for weight in weights.values()):
+            raise ValueError("weights are not finite")
+        if len(info["counts"]) != len(alphabet):
+            raise ValueError("counts and alphabet do not match")
+        gpt = GPT(config)
+        gpt.load_state_dict(weights)
+        tokenizer = Tokenizer(alphabet)
+    except (KeyError, TypeError, ValueError, AttributeError, AssertionError, RuntimeError) as error:
+        first = str(error).split("\n")[0][:120]
+        raise UserError(f"{path} is damaged: {first}; use another checkpoint of the run") from None
+    return Trained(gpt.eval(), tokenizer, info, hyper_parameters)
+
+
+def network_config(hyper_parameters: dict[str, Any]) -> GPTConfig:
+    """The network's sizes from CharGPT's hyperparameters; numbers only, whatever the file holds."""
+    sizes = {f.name: hyper_parameters[f.name] for f in fields(GPTConfig) if f.name != "vocab_size"}
+    if not all(value is None or isinstance(value, (int, float)) for value in sizes.values()):
+        raise ValueError("a size is not a number")
+    return GPTConfig(vocab_size=len(hyper_parameters["alphabet"]), **sizes)
+
+
+def figures_line(info: dict[str, Any]) -> str:
+    """What a checkpoint says of itself, for messages."""
+    loss = info.get("val_loss")
+    return f"step {info['step']:,}" + (f", val/loss {loss:.4f}" if loss is not None else "")

@@ -1,0 +1,119 @@
+"""validate, test: the exact loss of a trained network on a held-out split."""
+
+import sys
+from dataclasses import asdict, dataclass
+
+from jsonargparse import ArgumentParser
+from jsonargparse.typing import PositiveInt
+from lightning.pytorch import Trainer
+
+from lightning_app import checkpoints, runs
+from lightning_app.callbacks import EvalBar
+from lightning_app.data import CharDataModule
+from lightning_app.errors import UserError
+from lightning_app.metrics import figures
+from lightning_app.module import CharGPT
+from lightning_app.parsing import Parser
+
+
+@dataclass
+class DataOptions:
+    """What to score, where it is not what the checkpoint was trained with.
+
+    Args:
+        corpus: Another text: a UTF-8 file, a folder, a glob, or a name.
+        splits: Other shares for training, validation and test.
+        block_size: Characters in a window, at most the network's.
+        batch_size: Windows in a batch.
+        data_dir: Where corpora and their encoded form are kept.
+    """
+
+    corpus: str | None = None
+    splits: list[float] | None = None
+    block_size: PositiveInt | None = None
+    batch_size: PositiveInt | None = None
+    data_dir: str = "data"
+
+
+class EvaluateParser(Parser):
+    def __init__(self, command: str) -> None:
+        super().__init__(prog=f"main.py {command}", description=__doc__)
+        add = self.add_argument
+        add("--run", type=str | None, help="The run (default: the config's, else the newest).")
+        add("--ckpt_path", type=str | None, help="A checkpoint file, or best or last of the run.")
+        add("--debug", type=bool, default=False, help="Show tracebacks.")
+        add("--seed_everything", type=int | None, help="Accepted for symmetry; scoring is exact.")
+        self.add_class_arguments(DataOptions, "data")
+        add_trainer(self)
+
+
+def add_trainer(parser: ArgumentParser) -> None:
+    """The Trainer's flags, as scoring and writing want them."""
+    parser.add_class_arguments(Trainer, "trainer", instantiate=False)
+    defaults = {
+        "precision": "32-true",  # the figure is exact, so are the products
+        "logger": False,  # no empty runs in TensorBoard
+        "enable_checkpointing": False,
+        "use_distributed_sampler": False,
+        "enable_model_summary": False,
+    }
+    parser.set_defaults({f"trainer.{name}": value for name, value in defaults.items()})
+
+
+def main(argv: list[str]) -> int:
+    command, rest = argv[0], argv[1:]
+    configs, rest = runs.split_configs(rest)
+    parser = EvaluateParser(command)
+    config = parser.parse_args(rest)
+    name = runs.run_name(config.run or runs.read_configs(configs).get("run"), configs)
+    path = runs.find_checkpoint(config.ckpt_path, name)
+    trained = checkpoints.load(path)
+    init = parser.instantiate_classes(config)
+    data = rebuild_data(trained, init.data)
+    model = CharGPT(**trained.hyper_parameters)
+    model.gpt = trained.gpt
+    trainer = Trainer(**{**init.trainer, "callbacks": [*(init.trainer.callbacks or []), EvalBar()]})
+    split = {"validate": "val", "test": "test"}[command]
+    if trainer.is_global_zero:
+        first, last = data.eval_batches(split).first, data.eval_batches(split).last
+        print(
+            f"scoring {path} ({checkpoints.figures_line(trained.info)}) on characters "
+            f"{first:,} to {last:,} of {data.corpus}",
+            file=sys.stderr,
+        )
+    run = trainer.validate if command == "validate" else trainer.test
+    run(model, datamodule=data, verbose=False)
+    if trainer.is_global_zero:
+        f = figures(model.figures[f"{split}/loss"])
+        print(f"loss        {f['loss']:.6f} nats per character")
+        print(f"perplexity  {f['perplexity']:.6f}")
+        print(f"bpc         {f['bpc']:.6f}")
+        print(
+            f"characters  {int(model.eval_loss.count)} (context: block, windows of "
+            f"{data.block_size}; {trainer.precision})"
+        )
+    return 0
+
+
+def rebuild_data(trained: checkpoints.Trained, options: DataOptions) -> CharDataModule:
+    """The data a network was trained on, from its checkpoint, with the options given now.
+
+    Raises UserError when the text is not the same any more, or has characters unknown to it.
+    """
+    then = trained.info["data"]
+    given = {k: v for k, v in asdict(options).items() if v is not None}
+    kept = {k: then[k] for k in ("corpus", "splits", "block_size", "batch_size")}
+    data = CharDataModule(**kept | given)
+    if data.block_size > trained.gpt.config.block_size:
+        raise UserError(
+            f"--data.block_size {data.block_size} is more than the network's "
+            f"{trained.gpt.config.block_size}"
+        )
+    data.setup()
+    if options.corpus is None and data.text.fingerprint != then["fingerprint"]:
+        raise UserError(
+            f"the corpus {data.corpus} has changed since the run was trained; to score it as it is "
+            f"now: --data.corpus {data.corpus}"
+        )
+    data.read_as(trained.tokenizer.alphabet)
+    return data

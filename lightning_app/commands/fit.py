@@ -1,0 +1,473 @@
+"""fit: train a run, resume it, extend it, or fine-tune another one's weights."""
+
+import os
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal
+
+import torch
+import yaml
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+
+from lightning_app import checkpoints, hardware, resume, runs
+from lightning_app.callbacks import StepBar, TextSamples, TrainingLog, WeightAverage
+from lightning_app.data import CharDataModule
+from lightning_app.errors import UserError
+from lightning_app.generation import GenerateOptions, complete
+from lightning_app.metrics import figures
+from lightning_app.module import CharGPT
+from lightning_app.optim import OptimOptions, ScheduleOptions
+from lightning_app.parsing import FriendlyErrors
+from lightning_app.saving import AtomicCheckpointIO, Checkpoints, Signals
+
+TRAINER_DEFAULTS = {
+    "max_steps": 2000,
+    "val_check_interval": 500,
+    "check_val_every_n_epoch": None,  # steps, not epochs
+    "log_every_n_steps": 10,
+    "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
+    "use_distributed_sampler": False,  # batches know their process themselves
+}
+OF_ONE_CALL = ("config", "run", "fresh", "debug", "ckpt_path")  # not part of a run's config.yaml
+EAGER_EFFICIENCY, COMPILED_EFFICIENCY = 0.2, 0.45  # of the product rate; measured on two CPU cores
+COMPILE_SECONDS = 15  # with the cache cold 20 to 60, warm 3
+
+
+class Parser(FriendlyErrors, LightningArgumentParser):
+    def __init__(self, *args, **kwargs) -> None:
+        kwargs |= {"allow_abbrev": False, "prog": "main.py fit", "description": __doc__}
+        super().__init__(*args, **kwargs)
+
+
+class FitCLI(LightningCLI):
+    """The configuration, and all it describes: data, network, run folder, Trainer.
+
+    LightningCLI parses and instantiates; the hooks below settle which run is meant and whether it
+    may go on. `finished` is why there is nothing to train, or None.
+    """
+
+    def __init__(self, configs: list[Path], args: list[str]) -> None:
+        self.began = time.perf_counter()
+        self.configs = configs
+        self.is_main = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) == 0
+        super().__init__(
+            CharGPT,
+            CharDataModule,
+            save_config_callback=None,  # `save_config` knows the run's folder
+            trainer_defaults=TRAINER_DEFAULTS,
+            parser_class=Parser,
+            args=[*(f"--config={path}" for path in configs), *args],
+            run=False,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    def say(self, *lines: str) -> None:
+        if self.is_main:
+            print(*lines, sep="\n", file=sys.stderr, flush=True)
+
+    # What can be said on the command line
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        add = parser.add_argument
+        add("--run", type=str | None, help="The run's name; its folder is logs/NAME.")
+        add("--fresh", type=bool, default=False, help="Move the run's folder aside, start anew.")
+        add("--ckpt_path", type=str | None, help="Resume from this file, in this run.")
+        add("--init_from", type=str | None, help="Start a new run from this file's weights.")
+        add("--seed_everything", type=NonNegativeInt, default=1337, help="Decides all randomness.")
+        add("--debug", type=bool, default=False, help="Show tracebacks.")
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_class_arguments(OptimOptions, "optim")
+        parser.add_class_arguments(ScheduleOptions, "schedule")
+        parser.add_class_arguments(GenerateOptions, "generate")
+        add = parser.add_argument
+        add(
+            "--compile",
+            type=Literal["auto"] | bool,
+            default="auto",
+            help="Compile the network: auto where a compiler is found and the run is long enough.",
+        )
+        add(
+            "--checkpoint_every_steps",
+            type=PositiveInt | None,
+            help="Write last.ckpt every so many steps (default: by time).",
+        )
+        add(
+            "--checkpoint_every_seconds",
+            type=PositiveFloat | None,
+            help="Write last.ckpt this often (default: 30, or more where saving is slow).",
+        )
+        add(
+            "--early_stopping_patience",
+            type=PositiveInt | None,
+            help="Stop after so many validations in a row without a better val/loss.",
+        )
+        add("--wandb", type=bool, default=False, help="Log to Weights & Biases as well.")
+        parser.link_arguments("seed_everything", "data.seed")
+        parser.link_arguments("data.block_size", "model.block_size")
+        parser.link_arguments("data.alphabet", "model.alphabet", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
+        self.config = parser.parse_args(args)
+
+    def _set_seed(self) -> None:
+        torch.manual_seed(self.config.seed_everything)  # initial weights; steps seed themselves
+
+    # Which run, and whether it may go on
+
+    def before_instantiate_classes(self) -> None:
+        check_trainer_flags(self.config.trainer)
+        self.run = runs.run_name(self.config.run, self.configs)
+        self.folder = runs.LOGS / self.run
+        self.dev_run = bool(self.config.trainer.fast_dev_run)  # leaves no trace
+        self.lock = None
+        self.point = None  # path, contents and a note of the checkpoint to go on from
+        if self.config.ckpt_path:
+            path = runs.find_checkpoint(self.config.ckpt_path, self.run)
+            self.point = (path, checkpoints.read(path), None)
+        if not self.dev_run:
+            if self.is_main:
+                self.lock = runs.lock(self.run)
+                if self.config.fresh and (aside := runs.set_aside(self.run)):
+                    self.say(f"moved {self.folder} to {aside}")
+            self.point = self.point or runs.resume_point(self.run)
+        self.source = None
+        if self.config.init_from and self.point is None:
+            self.source = checkpoints.load(runs.find_checkpoint(self.config.init_from, None))
+            self.take_network(self.source)
+
+    def take_network(self, source: checkpoints.Trained) -> None:
+        """The network of --init_from is the new run's, but for dropout and block_size."""
+        for name, value in source.hyper_parameters.items():
+            if name in ("alphabet", "block_size", "dropout"):
+                continue
+            if self.config.model[name] != value:
+                self.say(f"--init_from: model.{name} is {value}")
+                self.config.model[name] = value
+
+    # Everything described, built
+
+    def instantiate_classes(self) -> None:
+        self.config_init = self.parser.instantiate_classes(self.config)
+        self.datamodule: CharDataModule = self.config_init.data
+        self.datamodule.check_trainable()
+        self.model: CharGPT = self.config_init.model
+        self.model.optim = self.config_init.optim
+        self.model.schedule = self.config_init.schedule
+        self.model.generate = self.config_init.generate
+        self.config_init.generate.resolve()  # contradictions are found before training
+        if self.source:
+            self.say(*inherit(self.model, self.source))
+        self.trainer = self.instantiate_trainer()
+        self.finished = None
+        if self.point:
+            self.finished = self.go_on(*self.point)
+
+    def instantiate_trainer(self) -> Trainer:
+        config = dict(self.config_init.trainer)
+        self.accelerator = hardware.choose_accelerator(str(config["accelerator"]))
+        if config["precision"] is None:
+            config["precision"] = hardware.choose_precision(self.accelerator)
+        self.model.compile_network = self.decide_compile(str(config["precision"]))
+        config["logger"] = [] if self.dev_run else self.loggers(config["logger"])
+        plugins = config["plugins"] or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        config["plugins"] = [*plugins, AtomicCheckpointIO()]
+        self.signals = Signals()
+        log = TrainingLog()
+        self.checkpoints = Checkpoints(
+            self.folder / "checkpoints",
+            {},  # filled in below: some facts only the Trainer knows
+            self.signals,
+            self.config.checkpoint_every_steps,
+            self.config.checkpoint_every_seconds,
+        )
+        given = config["callbacks"] or []
+        callbacks = [*(given if isinstance(given, list) else [given]), log, TextSamples()]
+        if config["enable_progress_bar"] is not False:
+            callbacks.append(StepBar(log))
+        if decay := self.model.optim.average_decay:
+            callbacks.append(WeightAverage(decay))
+        if patience := self.config.early_stopping_patience:
+            callbacks.append(EarlyStopping("val/loss", patience=patience))
+        trainer = Trainer(**config | {"callbacks": [*callbacks, self.checkpoints]})
+        self.facts = self.checkpoints.facts = self.describe(trainer)
+        return trainer
+
+    def decide_compile(self, precision: str) -> bool:
+        wanted = self.config.compile
+        if wanted is True and not hardware.can_compile(self.accelerator):
+            raise UserError(
+                "--compile true finds no C++ compiler with Python's headers (Debian: apt install "
+                "g++ python3-dev); install them, or leave --compile at auto"
+            )
+        rate = hardware.product_rate(self.accelerator, precision)
+        c = self.config
+        characters = c.trainer.max_steps * c.trainer.accumulate_grad_batches
+        characters *= c.data.batch_size * c.data.block_size
+        flops = characters * self.model.gpt.config.flops_per_character()
+        eager = flops / (rate * EAGER_EFFICIENCY)
+        compiles = wanted is True or (
+            wanted == "auto"
+            and not self.dev_run
+            and hardware.can_compile(self.accelerator)
+            and eager > 10 * COMPILE_SECONDS
+        )
+        self.seconds = flops / (rate * COMPILED_EFFICIENCY) if compiles else eager
+        return compiles
+
+    def loggers(self, given: Logger | list[Logger] | bool | None) -> list[Logger]:
+        """TensorBoard in the run's folder, unless the Trainer's flag says otherwise."""
+        if given is False:
+            chosen = []
+        elif given in (None, True):
+            step = self.point[1][checkpoints.SECTION]["step"] + 1 if self.point else 0
+            # purge_step: points after the checkpoint are trained, and logged, again
+            chosen = [
+                TensorBoardLogger(
+                    runs.LOGS, self.run, version="", default_hp_metric=False, purge_step=step
+                )
+            ]
+        else:
+            chosen = list(given) if isinstance(given, (list, tuple)) else [given]
+        if self.config.wandb:
+            try:
+                from lightning.pytorch.loggers import WandbLogger
+
+                chosen.append(WandbLogger(name=self.run, save_dir=self.folder, project="char-gpt"))
+            except ModuleNotFoundError:
+                raise UserError("--wandb true needs wandb: pip install '.[wandb]'") from None
+        return chosen
+
+    def describe(self, trainer: Trainer) -> dict:
+        """The facts of this run as checkpoints keep them; see `resume`."""
+        c, data, model = self.config, self.datamodule, self.model
+        description = data.describe()
+        model.unigram = torch.tensor(counts := data.counts(), dtype=torch.float64).numpy()
+        model.unigram /= model.unigram.sum()
+        optim = asdict(model.optim)
+        network = {
+            k: v for k, v in asdict(model.gpt.config).items() if k not in ("dropout", "block_size")
+        }
+        return {
+            "format": checkpoints.FORMAT,
+            "data": description,
+            "counts": counts,
+            "network": network,
+            "corpus": f"{data.name} ({description['fingerprint'][:12]})",
+            "alphabet": data.alphabet,
+            "splits": data.splits,
+            "seed": c.seed_everything,
+            "block_size": data.block_size,
+            "global_batch": data.batch_size * trainer.accumulate_grad_batches * trainer.world_size,
+            "optimizer": optim.pop("name"),
+            "schedule": asdict(model.schedule),
+            "max_steps": trainer.max_steps,
+            "dropout": model.gpt.config.dropout,
+            "optim": optim,
+            "intervals": {
+                "val_check_interval": c.trainer.val_check_interval,
+                "log_every_n_steps": trainer.log_every_n_steps,
+                "checkpoint_every_steps": c.checkpoint_every_steps,
+                "checkpoint_every_seconds": c.checkpoint_every_seconds,
+            },
+            "logger": ", ".join(type(x).__name__ for x in trainer.loggers) or "none",
+            "patience": c.early_stopping_patience,
+            "device": self.accelerator,
+            "precision": str(trainer.precision),
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "compile": model.compile_network,
+            "processes": trainer.world_size,
+            "accumulate": trainer.accumulate_grad_batches,
+        }
+
+    def go_on(self, path: Path, state: dict, note: str | None) -> str | None:
+        """Say what differs from the run so far; the reason when nothing is left to train."""
+        old = state[checkpoints.SECTION]
+        try:
+            differences = resume.compare(old, self.facts)
+            finished = resume.is_finished(old, self.facts)
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path} is damaged: {error}; --fresh true starts anew") from None
+        if differences.refused:
+            raise resume.refuse(self.run, differences.refused)
+        if note:
+            self.say(note)
+        if finished:
+            return finished
+        self.say(f"resuming {self.run} at step {old['step']:,} of {self.trainer.max_steps:,}")
+        self.say(*(f"  changed: {line}" for line in differences.applied))
+        if differences.inexact:
+            self.say(f"  not bit-exact: {', '.join(differences.inexact)}")
+        return None
+
+    def save_config(self) -> None:
+        """The run's config.yaml, from which the same command resumes it."""
+        values = yaml.safe_load(self.parser.dump(self.config, skip_validation=True))
+        values = {k: v for k, v in values.items() if k not in OF_ONE_CALL}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.folder / "config.yaml.part"
+        temporary.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+        os.replace(temporary, self.folder / "config.yaml")
+        for logger in self.trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                text = "".join(f"    {x}\n" for x in yaml.safe_dump(values).split("\n"))
+                logger.experiment.add_text("config", text, 0)
+
+
+def check_trainer_flags(trainer) -> None:
+    """Refuse the Trainer's flags that make no sense in steps, with the right name."""
+    if trainer.max_epochs not in (None, -1) or trainer.min_epochs not in (None, 0):
+        raise UserError(
+            "--trainer.max_epochs and min_epochs mean nothing here: a text is one stream of "
+            "windows; use --trainer.max_steps"
+        )
+    if trainer.max_steps < 1:
+        raise UserError(f"--trainer.max_steps is {trainer.max_steps}; it must be at least 1")
+    if trainer.check_val_every_n_epoch is not None:
+        raise UserError(
+            "--trainer.check_val_every_n_epoch means nothing here; use "
+            "--trainer.val_check_interval, in batches"
+        )
+    interval, accumulate = trainer.val_check_interval, trainer.accumulate_grad_batches
+    if not isinstance(interval, int) or isinstance(interval, bool) or interval < 1:
+        raise UserError(
+            f"--trainer.val_check_interval is {interval!r}; give a whole number of batches"
+        )
+    if accumulate < 1:
+        raise UserError(f"--trainer.accumulate_grad_batches is {accumulate}; at least 1")
+    if interval % accumulate:
+        raise UserError(
+            f"--trainer.val_check_interval {interval} is not a multiple of "
+            f"--trainer.accumulate_grad_batches {accumulate}: validation would fall inside a step"
+        )
+    if trainer.enable_checkpointing is False:
+        raise UserError(
+            "--trainer.enable_checkpointing false would lose the run; to try something without a "
+            "trace use --trainer.fast_dev_run true"
+        )
+    if not float(trainer.overfit_batches).is_integer():
+        raise UserError("--trainer.overfit_batches takes a whole number of batches here")
+
+
+def inherit(model: CharGPT, source: checkpoints.Trained) -> list[str]:
+    """Copy the weights of `source`; a character's rows of embedding and head go to its new place,
+    new characters keep their initial ones. Returns lines to say."""
+    old, new = source.tokenizer.ids, model.tokenizer.ids
+    shared = [c for c in new if c in old]
+    to, of = ([ids[c] for c in shared] for ids in (new, old))
+    weights = source.gpt.state_dict()
+    mine = model.gpt.state_dict()
+    for name in ("embedding.weight", "lm_head.weight"):
+        rows = mine[name].clone()
+        rows[to] = weights[name][of]
+        weights[name] = rows
+    model.gpt.load_state_dict(weights)
+    lines = [f"--init_from: {len(shared)} of {len(new)} characters known"]
+    if added := [c for c in new if c not in old]:
+        lines.append(f"  new characters, to be learned: {''.join(added)!r}")
+    if gone := [c for c in old if c not in new]:
+        lines.append(f"  no longer in the alphabet: {''.join(gone)!r}")
+    return lines
+
+
+def main(argv: list[str]) -> int:
+    configs, rest = runs.split_configs(argv)
+    cli = FitCLI(configs or [runs.find_config("gpt_char")], rest)
+    if cli.finished:
+        info = cli.point[1][checkpoints.SECTION]
+        print(f"run {cli.run} is {cli.finished}")
+        if info["best"]:
+            print(f"best val/loss {info['best']['loss']:.4f} at step {info['best']['step']:,}")
+        return 0
+    cli.say(*header(cli))
+    if not cli.dev_run and cli.is_main:
+        cli.save_config()
+    cli.signals.listen()
+    path = cli.point[0] if cli.point else None
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=path, weights_only=True)
+    if cli.is_main and not cli.dev_run:
+        print("\n".join(summary(cli)))
+    return 0
+
+
+def header(cli: FitCLI) -> list[str]:
+    """What is about to happen: corpus, network, machine, length."""
+    data, gpt, facts = cli.datamodule, cli.model.gpt, cli.facts
+    parameters = sum(p.numel() for p in gpt.parameters())
+    sizes = ", ".join(f"{name} {b - a:,}" for name, (a, b) in data.bounds.items() if b > a)
+    steps = cli.trainer.max_steps
+    if cli.point:
+        steps -= cli.point[1][checkpoints.SECTION]["step"]
+    minutes = cli.seconds / 60 * steps / cli.trainer.max_steps
+    compiled = ", compiled" if facts["compile"] else ""
+    return [
+        f"corpus     {data.corpus}: {len(data.text.ids):,} characters ({sizes})",
+        *(f"           {note}" for note in data.text.notes),
+        f"alphabet   {len(data.alphabet)} characters",
+        f"network    {parameters / 1e6:.2f} M parameters: {gpt.config.n_layer} layers, "
+        f"{gpt.config.n_head} heads, width {gpt.config.n_embd}, context {gpt.config.block_size}",
+        f"device     {cli.accelerator}, {facts['precision']}{compiled}",
+        f"training   {steps:,} steps of {facts['global_batch'] * facts['block_size']:,} "
+        f"characters, about {minutes:.1f} minutes",
+        f"run        {cli.folder} (watch it: tensorboard --logdir {runs.LOGS})"
+        if not cli.dev_run
+        else "run        none: fast_dev_run leaves no trace",
+    ]
+
+
+def summary(cli: FitCLI) -> list[str]:
+    """The screen at the end: how good, where it is, a sample, what to type next."""
+    best = cli.checkpoints.best
+    minutes = (time.perf_counter() - cli.began) / 60
+    steps = cli.trainer.global_step
+    how = "stopped early after" if cli.checkpoints.stopped_early else "finished:"
+    lines = [f"run {cli.run} {how} {steps:,} steps, {minutes:.1f} minutes", ""]
+    path = cli.folder / "checkpoints" / "best.ckpt"
+    if not best or not path.exists():
+        return [*lines, "no validation ran, so there is no best.ckpt"]
+    f = figures(best["loss"])
+    lines += [
+        f"best val/loss  {f['loss']:.4f} nats per character (step {best['step']:,})",
+        f"perplexity     {f['perplexity']:.4f}",
+        f"bpc            {f['bpc']:.4f}",
+        f"checkpoint     {path}",
+    ]
+    if steps - best["step"] > 0.2 * steps:
+        lines.append(
+            f"overfitting: the best step was {steps - best['step']:,} before the last; more dropout "
+            "or weight decay, a smaller network or --early_stopping_patience may help"
+        )
+    trained = checkpoints.load(path)
+    prompt = "\n" if "\n" in trained.tokenizer.ids else ""
+    text = complete(
+        trained.gpt,
+        trained.tokenizer,
+        [prompt],
+        GenerateOptions(max_new_tokens=300),
+        seed=cli.config.seed_everything,
+        unigram=trained.unigram,
+    )[0]
+    example = "O God, O God!"
+    example = example if all(c in trained.tokenizer.ids for c in example) else text.split()[0]
+    return [
+        *lines,
+        "",
+        "-- a sample ".ljust(60, "-"),
+        text.strip("\n"),
+        "-" * 60,
+        "",
+        "next:",
+        f'  python main.py predict --run {cli.run} --prompt "{example}"',
+        f"  python main.py test --run {cli.run}",
+        f"  tensorboard --logdir {runs.LOGS}",
+    ]

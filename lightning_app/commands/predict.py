@@ -1,0 +1,171 @@
+"""predict: a trained network writes.
+
+The text, prompt included, goes to standard output, and as it is made where one text is written.
+"""
+
+import secrets
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+from tqdm import tqdm
+
+from lightning_app import checkpoints, runs
+from lightning_app.errors import UserError
+from lightning_app.generation import GenerateOptions, complete
+from lightning_app.parsing import Parser
+
+SEPARATOR = "---"
+CHOICE = ("sampling", "top_k", "top_p", "min_p")  # one decision in four options
+
+
+def make_parser() -> Parser:
+    parser = Parser(prog="main.py predict", description=__doc__)
+    add = parser.add_argument
+    add("--run", type=str | None, help="The run (default: the config's, else the newest).")
+    add("--ckpt_path", type=str | None, help="A checkpoint file, or best or last of the run.")
+    add("--prompt", type=str, default="", help="Text to go on from; empty starts from nothing.")
+    add("--prompt_file", type=str | None, help="A UTF-8 file as the prompt; - is standard input.")
+    add("--prompt_lines", type=bool, default=False, help="Each line of the file is a prompt.")
+    add("--num_samples", type=PositiveInt, default=1, help="Texts for each prompt.")
+    add("--seed_everything", type=NonNegativeInt | None, help="The same text again.")
+    add("--debug", type=bool, default=False, help="Show tracebacks.")
+    parser.add_class_arguments(GenerateOptions)
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    configs, rest = runs.split_configs(argv)
+    trainer_flags = [a for a in rest if a.startswith("--trainer")]
+    values = runs.read_configs(configs)
+    parser = make_parser()
+    if trainer_flags:
+        from lightning_app.commands.evaluate import add_trainer
+
+        add_trainer(parser)
+        parser.set_defaults({"trainer.enable_progress_bar": False})  # one batch: nothing to show
+    config = parser.parse_args(with_defaults_from(values.get("generate"), rest, parser))
+    options = GenerateOptions(**{f.name: config[f.name] for f in fields(GenerateOptions)}).resolve()
+    prompts = read_prompts(config)
+    name = runs.run_name(config.run or values.get("run"), configs)
+    trained = checkpoints.load(runs.find_checkpoint(config.ckpt_path, name))
+    seed = config.seed_everything
+    if seed is None:
+        seed = secrets.randbelow(2**32)
+        print(f"seed {seed} (--seed_everything {seed} writes this again)", file=sys.stderr)
+    if trainer_flags:
+        texts = predict_with_trainer(parser, config, trained, prompts, options, seed)
+        print(f"\n{SEPARATOR}\n".join(texts))
+        return 0
+    if torch.cuda.is_available():
+        trained.gpt.cuda()
+    write(trained, prompts, options, seed, config.num_samples)
+    return 0
+
+
+def with_defaults_from(generate: Any, rest: list[str], parser: Parser) -> list[str]:
+    """The config's `generate:` group as defaults. Choosing a sampling on the command line drops all
+    four of the config's options for it: they are one decision."""
+    if generate is None:
+        return rest
+    if not isinstance(generate, dict):
+        raise UserError("generate: in the config holds no `key: value` lines")
+    names = [f.name for f in fields(GenerateOptions)]
+    if unknown := [k for k in generate if k not in names]:
+        raise UserError(f"there is no generate.{unknown[0]}; use one of {', '.join(names)}")
+    chosen = {a.split("=")[0].removeprefix("--") for a in rest} & set(CHOICE)
+    defaults = {k: v for k, v in generate.items() if v is not None and not (chosen and k in CHOICE)}
+    return [*(f"--{k}={v}" for k, v in defaults.items()), *rest]
+
+
+def read_prompts(config: Any) -> list[str]:
+    if config.prompt_file is None:
+        if config.prompt_lines:
+            raise UserError("--prompt_lines true needs --prompt_file")
+        return [config.prompt]
+    if config.prompt:
+        raise UserError("--prompt and --prompt_file contradict each other; leave one out")
+    name = config.prompt_file
+    try:
+        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        text = data.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"--prompt_file {name} is not UTF-8 at offset {error.start}") from None
+    except OSError as error:
+        raise UserError(f"--prompt_file {name}: {error.strerror.lower()}; check the path") from None
+    if not config.prompt_lines:
+        return [text]
+    lines = text.split("\n")
+    lines = lines[:-1] if lines[-1] == "" else lines
+    if not lines:
+        raise UserError(f"--prompt_file {name} is empty, so it has no prompts")
+    return lines
+
+
+def write(
+    trained: checkpoints.Trained,
+    prompts: list[str],
+    options: GenerateOptions,
+    seed: int,
+    num_samples: int,
+) -> None:
+    """Generate and print: a single text as it is made, several one after the other."""
+    gpt, tokenizer = trained.gpt, trained.tokenizer
+    several = len(prompts) * num_samples > 1
+    for prompt in prompts:
+        tokenizer.encode(prompt, "the prompt")  # raises before anything is printed
+    bar = tqdm(
+        total=options.max_new_tokens,
+        desc="writing",
+        unit="character",
+        delay=2,
+        leave=False,
+        file=sys.stderr,
+        disable=not several or not sys.stderr.isatty(),
+    )
+
+    def show(new: list[str]) -> None:
+        bar.update()
+        if not several:
+            sys.stdout.write(new[0])
+            if sys.stdout.isatty():
+                sys.stdout.flush()
+
+    if not several:
+        sys.stdout.write(prompts[0])
+    texts = complete(gpt, tokenizer, prompts, options, seed, num_samples, trained.unigram, show)
+    bar.close()
+    if several:
+        starts = [prompt for prompt in prompts for _ in range(num_samples)]
+        texts = [start + text for start, text in zip(starts, texts, strict=True)]
+        sys.stdout.write(f"\n{SEPARATOR}\n".join(texts))
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+
+
+def predict_with_trainer(
+    parser: Parser,
+    config: Any,
+    trained: checkpoints.Trained,
+    prompts: list[str],
+    options: GenerateOptions,
+    seed: int,
+) -> list[str]:
+    """The same texts by `trainer.predict`, for its devices and precisions."""
+    from lightning.pytorch import Trainer
+    from torch.utils.data import DataLoader
+
+    from lightning_app.module import CharGPT
+
+    model = CharGPT(**trained.hyper_parameters)
+    model.gpt, model.unigram = trained.gpt, trained.unigram
+    model.generate, model.generate_seed = options, seed
+    model.num_samples = config.num_samples
+    trainer = Trainer(**parser.instantiate_classes(config).trainer)
+    if trainer.world_size > 1:
+        raise UserError("predict writes on one device; use --trainer.devices 1")
+    loader = DataLoader(prompts, batch_size=len(prompts), collate_fn=list)
+    return trainer.predict(model, dataloaders=loader)[0]

@@ -1,0 +1,206 @@
+"""CharDataModule: a text, by name or path, as batches of character windows."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from jsonargparse.typing import PositiveInt
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+
+from lightning_app import corpora, windows
+from lightning_app.encoding import EncodedText, encode
+from lightning_app.errors import UserError
+from lightning_app.tokenizer import Tokenizer
+
+Batch = tuple[Tensor, Tensor]  # idx, targets: int64 (B, T) each; target -1 is padding
+AHEAD = 4096  # window starts computed at a time: one by one would cost a millisecond a batch
+
+
+class TrainBatches:
+    """The endless stream of training batches, from where the trainer stands on.
+
+    Micro-batch k of the run is rows of global batch k, whatever happened before; this process takes
+    its slice of it.
+    """
+
+    def __init__(self, data: "CharDataModule") -> None:
+        self.data = data
+
+    def __iter__(self) -> Iterator[Batch]:
+        data, trainer = self.data, self.data.trainer
+        ids, size = data.split("train"), data.block_size
+        global_size = data.batch_size * trainer.world_size
+        mine = slice(
+            trainer.global_rank * data.batch_size, (trainer.global_rank + 1) * data.batch_size
+        )
+        k = trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        cycle = int(trainer.overfit_batches) if trainer.overfit_batches >= 1 else None
+        ahead = max(1, AHEAD // global_size)
+        while True:
+            starts = windows.train_starts(data.seed, k, global_size, size, len(ids), ahead)
+            for j, batch in enumerate(starts.reshape(ahead, global_size)):
+                if cycle:  # the Trainer's overfit_batches: the same few batches over and over
+                    n = (k + j) % cycle
+                    batch = windows.train_starts(data.seed, n, global_size, size, len(ids))
+                idx, targets = windows.train_batch(ids, batch[mine], size)
+                yield torch.from_numpy(idx), torch.from_numpy(targets)
+            k += ahead
+
+
+class EvalBatches:
+    """A stretch of the corpus in windows side by side, each character scored once.
+
+    Processes take turns; all make the same number of batches, the last ones padded.
+    """
+
+    def __init__(self, data: "CharDataModule", first: int, last: int) -> None:
+        self.data, self.first, self.last = data, first, last
+
+    def __len__(self) -> int:
+        count = windows.eval_windows(self.first, self.last, self.data.block_size)
+        return -(-count // (self.data.batch_size * self.data.trainer.world_size))
+
+    def __iter__(self) -> Iterator[Batch]:
+        data, trainer = self.data, self.data.trainer
+        for i in range(len(self)):
+            row = (i * trainer.world_size + trainer.global_rank) * data.batch_size
+            rows = np.arange(row, row + data.batch_size)
+            idx, targets = windows.eval_batch(
+                data.text.ids, self.first, self.last, data.block_size, rows
+            )
+            if data.ids_of is not None:
+                idx, targets = data.ids_of[idx], np.where(targets < 0, -1, data.ids_of[targets])
+            yield torch.from_numpy(idx), torch.from_numpy(targets)
+
+
+class CharDataModule(L.LightningDataModule):
+    """Characters of a text as training, validation and test windows.
+
+    Args:
+        corpus: The text: a UTF-8 file, a folder, a glob, or a name (shakespeare,
+            tiny_shakespeare).
+        block_size: Characters the model sees at once (its context).
+        batch_size: Windows in a batch, per process.
+        splits: Shares of the text for training, validation and test, in this order; the last may
+            be left out.
+        data_dir: Where corpora and their encoded form are kept.
+        seed: Decides the order of the windows.
+    """
+
+    def __init__(
+        self,
+        corpus: str = "shakespeare",
+        block_size: PositiveInt = 128,
+        batch_size: PositiveInt = 32,
+        splits: list[float] = (0.9, 0.05, 0.05),  # a list on the command line
+        data_dir: str = "data",
+        seed: int = 1337,
+    ) -> None:
+        super().__init__()
+        self.corpus = corpus
+        self.block_size = block_size
+        self.batch_size = batch_size
+        self.splits = list(splits)
+        self.data_dir = data_dir
+        self.seed = seed
+        if not 1 <= len(self.splits) <= 3 or min(self.splits) < 0:
+            raise UserError(f"--data.splits is {self.splits}; give one to three shares")
+        if abs(sum(self.splits) - 1) > 1e-6:
+            raise UserError(
+                f"--data.splits is {self.splits}, which adds up to {sum(self.splits):g}; "
+                "the shares must add up to 1, like [0.9, 0.05, 0.05]"
+            )
+        self.text: EncodedText | None = None
+        self.ids_of: np.ndarray | None = None  # the network's id for each of the text's
+
+    def prepare_data(self) -> None:
+        """Build and encode the corpus (one process at a time; the others find it done)."""
+        self.setup()
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.text is not None:
+            return
+        found = corpora.find(self.corpus, Path(self.data_dir))
+        self.name = found.name
+        self.text = encode(found.files, Path(self.data_dir) / "cache")
+        n = len(self.text.ids)
+        bounds = [int(n * share) for share in np.cumsum(self.splits).round(12)]
+        if found.snap:
+            bounds = [min((*self.text.starts, n), key=lambda s: abs(s - b)) for b in bounds]
+        bounds = [0, *bounds, n, n, n][:4]
+        bounds[len(self.splits)] = n
+        self.bounds = dict(zip(("train", "val", "test"), zip(bounds, bounds[1:]), strict=False))
+
+    def check_trainable(self) -> None:
+        """Raises UserError when the training or validation split has no room for a window."""
+        self.setup()
+        train = self.bounds["train"][1]
+        if train <= self.block_size:
+            raise UserError(
+                f"the corpus {self.corpus} is too short: its training split has {train:,} "
+                f"characters, and a window takes {self.block_size + 1:,}; use a longer text or a "
+                f"smaller --data.block_size"
+            )
+        self.eval_batches("val")
+
+    def read_as(self, alphabet: str) -> None:
+        """Use a trained network's ids, which may know more characters. Raises UserError when the
+        text has others."""
+        self.setup()
+        self.ids_of = Tokenizer(alphabet).encode(self.text.alphabet, f"the corpus {self.corpus}")
+
+    @property
+    def alphabet(self) -> str:
+        self.setup()
+        return self.text.alphabet
+
+    def split(self, name: str) -> np.ndarray:
+        first, last = self.bounds[name]
+        return self.text.ids[first:last]
+
+    def describe(self) -> dict[str, Any]:
+        """What a checkpoint keeps, to find and to recognise the same data again."""
+        return {
+            "corpus": self.name,
+            "splits": self.splits,
+            "block_size": self.block_size,
+            "batch_size": self.batch_size,
+            "fingerprint": self.text.fingerprint,
+            "characters": len(self.text.ids),
+        }
+
+    def counts(self) -> list[int]:
+        """How often each character stands in the training split, (V,): the unigram model."""
+        counts = np.zeros(len(self.text.alphabet), dtype=np.int64)
+        ids = self.split("train")
+        for at in range(0, len(ids), 1 << 22):
+            counts += np.bincount(ids[at : at + (1 << 22)], minlength=len(counts))
+        return counts.tolist()
+
+    def train_dataloader(self) -> TrainBatches:
+        return TrainBatches(self)
+
+    def val_dataloader(self) -> list[EvalBatches]:
+        """The validation split, and while fitting an equally long piece of the training split."""
+        batches = [self.eval_batches("val")]
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            length = min(batches[0].last - batches[0].first, self.bounds["train"][1])
+            batches.append(EvalBatches(self, 0, length))
+        return batches
+
+    def test_dataloader(self) -> list[EvalBatches]:
+        return [self.eval_batches("test")]
+
+    def eval_batches(self, name: str) -> EvalBatches:
+        first, last = self.bounds[name]
+        if last - max(first, 1) < 1:
+            remedy = "use `validate`, or give " if name == "test" else "give "
+            raise UserError(
+                f"the {name} split is empty (--data.splits {self.splits}); {remedy}"
+                "shares such as [0.9, 0.05, 0.05]"
+            )
+        return EvalBatches(self, first, last)

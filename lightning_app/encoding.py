@@ -1,0 +1,191 @@
+"""UTF-8 text on disk to a memory-mapped array of ids: streaming, cached, safe with two processes.
+
+Two passes over the text, a few megabytes at a time: the first finds the alphabet and the content's
+hash, the second writes the ids under that hash. Line ends become LF and a byte-order mark goes, so
+the hash is that of the characters a model sees.
+"""
+
+import codecs
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+from tqdm import tqdm
+
+from lightning_app.errors import UserError
+
+CHUNK = 4 << 20  # bytes read at a time
+CODE_POINTS = 0x110000
+FORMAT = 1  # of the cache; raise it and old caches are made anew
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """A text as ids, with what there is to know about it."""
+
+    ids: np.ndarray  # (n,) memory-mapped, the smallest unsigned type that holds the alphabet
+    alphabet: str  # the sorted code points of the text
+    fingerprint: str  # sha256 of the text's characters as UTF-8
+    starts: tuple[int, ...]  # where each file begins, in characters
+    notes: tuple[str, ...]  # what was changed on the way: byte-order marks, CRLF
+
+
+def read_chunks(path: Path) -> Iterator[tuple[bytes, int]]:
+    """Valid UTF-8 pieces of a file, cut between characters, LF line ends, no byte-order mark; with
+    each the number of raw bytes read for it. Raises UserError for what is not UTF-8."""
+    decoder = codecs.getincrementaldecoder("utf-8")("strict")
+    held = b""  # a carriage return or the first bytes of a character, kept for the next chunk
+    with path.open("rb") as file:
+        raw = file.read(CHUNK).removeprefix(codecs.BOM_UTF8)
+        while raw or held:
+            last, read = not raw, len(raw)
+            raw, held = held + raw, b""
+            if not last and raw.endswith(b"\r"):
+                raw, held = raw[:-1], b"\r"
+            raw = raw.replace(b"\r\n", b"\n")
+            if not raw.isascii():
+                try:
+                    decoder.decode(raw, final=last)
+                except UnicodeDecodeError:
+                    raise UserError(describe_bad_byte(path)) from None
+                if pending := decoder.getstate()[0]:
+                    raw, held = raw[: -len(pending)], pending + held
+                decoder.reset()
+            yield raw, read
+            raw = b"" if last else file.read(CHUNK)
+
+
+def describe_bad_byte(path: Path) -> str:
+    """Where a file stops being UTF-8: line, offset, and the likeliest remedy."""
+    data = path.read_bytes()
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return f"{path} is UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8"
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        return (
+            f"{path} is not UTF-8: byte 0x{data[error.start]:02x} in line {line}, "
+            f"offset {error.start}; convert it, for instance: iconv -f LATIN1 -t UTF-8"
+        )
+    return f"{path} changed while it was read; start again"
+
+
+def code_points(chunk: bytes) -> np.ndarray:
+    if chunk.isascii():
+        return np.frombuffer(chunk, dtype=np.uint8)
+    return np.frombuffer(chunk.decode("utf-8").encode("utf-32-le"), dtype=np.uint32)
+
+
+def read_all(files: Sequence[Path], doing: str) -> Iterator[tuple[int, bytes]]:
+    """(file number, piece) over all files, with the newline that joins them; a bar after 2 s."""
+    total = sum(file.stat().st_size for file in files)
+    with tqdm(total=total, desc=doing, unit="B", unit_scale=True, delay=2, leave=False) as bar:
+        for number, file in enumerate(files):
+            if number:
+                yield number - 1, b"\n"
+            for chunk, read in read_chunks(file):
+                yield number, chunk
+                bar.update(read)
+
+
+def survey(files: Sequence[Path]) -> tuple[np.ndarray, str, list[int]]:
+    """First pass: counts by code point, the fingerprint, and how many characters each file adds."""
+    counts = np.zeros(CODE_POINTS, dtype=np.int64)
+    digest = hashlib.sha256()
+    lengths = [0] * len(files)
+    for number, chunk in read_all(files, "reading"):
+        codes = code_points(chunk)
+        found = np.bincount(codes)
+        counts[: len(found)] += found
+        lengths[number] += len(codes)
+        digest.update(chunk)
+    return counts, digest.hexdigest(), lengths
+
+
+def notes_on(files: Sequence[Path]) -> list[str]:
+    """What reading normalises, judged by each file's first chunk."""
+    marks = crlf = 0
+    for path in files:
+        with path.open("rb") as file:
+            head = file.read(CHUNK)
+        marks += head.startswith(codecs.BOM_UTF8)
+        crlf += b"\r\n" in head
+    notes = [f"{marks} file(s) began with a byte-order mark, left out"] if marks else []
+    return notes + ([f"{crlf} file(s) with CRLF line ends, read as LF"] if crlf else [])
+
+
+def encode(files: Sequence[Path], cache: Path) -> EncodedText:
+    """Ids of the texts in `files`, joined by a newline, memory-mapped from below `cache`.
+
+    Raises UserError for an empty or undecodable text. A second process waits for the first.
+    """
+    try:
+        counts, fingerprint, lengths = survey(files)
+    except PermissionError as error:
+        raise UserError(f"{error.filename} cannot be read: permission denied") from None
+    alphabet = "".join(map(chr, np.flatnonzero(counts)))
+    n = int(counts.sum())
+    if sum(lengths) == len(files) - 1:  # nothing but the newlines that join empty files
+        raise UserError(f"the corpus is empty: {', '.join(map(str, files[:3]))}")
+    dtype = np.dtype(np.min_scalar_type(len(alphabet) - 1))
+    folder = cache / fingerprint[:20]
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not is_whole(folder, fingerprint, n * dtype.itemsize):
+            write(files, folder, fingerprint, alphabet, dtype)
+    return EncodedText(
+        ids=np.memmap(folder / "ids.bin", dtype=dtype, mode="r", shape=(n,)),
+        alphabet=alphabet,
+        fingerprint=fingerprint,
+        starts=tuple(int(x) for x in np.cumsum([0, *lengths[:-1]])),
+        notes=tuple(notes_on(files)),
+    )
+
+
+def is_whole(folder: Path, fingerprint: str, size: int) -> bool:
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+        return (
+            meta == {"format": FORMAT, "fingerprint": fingerprint}
+            and (folder / "ids.bin").stat().st_size == size
+        )
+    except (OSError, ValueError):
+        return False
+
+
+def write(
+    files: Sequence[Path], folder: Path, fingerprint: str, alphabet: str, dtype: np.dtype
+) -> None:
+    """Second pass, into a folder beside, renamed when whole: a kill leaves nothing half-made."""
+    temporary = folder.with_suffix(".part")
+    shutil.rmtree(temporary, ignore_errors=True)  # a killed process's; the lock is ours
+    temporary.mkdir()
+    table = np.zeros(ord(alphabet[-1]) + 1, dtype=dtype)
+    table[[ord(c) for c in alphabet]] = np.arange(len(alphabet), dtype=dtype)
+    digest = hashlib.sha256()
+    try:
+        with (temporary / "ids.bin").open("wb") as file:
+            for _, chunk in read_all(files, "encoding"):
+                codes = code_points(chunk)
+                digest.update(chunk)
+                if len(codes) and codes.max() >= len(table):
+                    break  # a new character: the file changed, as the digest will tell
+                file.write(table[codes].tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        if digest.hexdigest() != fingerprint:
+            raise UserError("the corpus changed while it was read; start again")
+        meta = {"format": FORMAT, "fingerprint": fingerprint}
+        (temporary / "meta.json").write_text(json.dumps(meta))
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise

@@ -1,0 +1,281 @@
+"""Writing: the distribution, the draw, and two ways to the next logits: with a KV cache, and without.
+
+The uncached path is the reference; tests hold both equal at every step. Sampling takes one uniform
+number per character from a stream of the sample's own and inverts the distribution's CDF, so the
+text depends on (seed, prompt, sample) alone, not on the batch or the engine.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from jsonargparse.typing import (
+    ClosedUnitInterval,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
+
+from lightning_app.errors import UserError
+from lightning_app.gpt import GPT, KVCache
+from lightning_app.tokenizer import Tokenizer
+
+CHOICES = ("argmax", "prob", "top_k", "top_p", "min_p")
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """How characters are chosen.
+
+    Args:
+        sampling: argmax (the likeliest), prob (by probability), top_k, top_p or min_p (by
+            probability among the likeliest); top5 is top_k with 5. Unset: what the options below
+            say, else top_p.
+        temperature: Below 1 is more careful, above 1 bolder; 0 is argmax.
+        top_k: Choose among the k likeliest characters (5 when only the sampling is named).
+        top_p: Choose among the likeliest characters that together have this probability (0.9).
+        min_p: Choose among characters at least this likely, relative to the likeliest (0.05).
+        repetition_penalty: Above 1 makes characters already in the text less likely; 1 is off.
+        max_new_tokens: How many characters to write.
+        stop: End after this text, which is included.
+    """
+
+    sampling: Literal["argmax", "prob", "top_k", "top_p", "min_p", "top5"] | None = None
+    temperature: NonNegativeFloat = 0.8
+    top_k: PositiveInt | None = None
+    top_p: ClosedUnitInterval | None = None
+    min_p: ClosedUnitInterval | None = None
+    repetition_penalty: PositiveFloat = 1.0
+    max_new_tokens: NonNegativeInt = 500
+    stop: str | None = None
+
+    def resolve(self) -> "GenerateOptions":
+        """Fill in what is unset; raises UserError for options that contradict each other."""
+        given = [name for name in ("top_k", "top_p", "min_p") if getattr(self, name) is not None]
+        sampling, top_k = self.sampling, self.top_k
+        if sampling == "top5":
+            if top_k not in (None, 5):
+                raise UserError(f"--sampling top5 contradicts --top_k {top_k}; leave one out")
+            sampling, top_k = "top_k", 5
+            given = [*given, "top_k"] if "top_k" not in given else given
+        if sampling is None:
+            if len(given) > 1:
+                both = " and ".join(f"--{name}" for name in given)
+                raise UserError(f"{both} contradict each other; choose one with --sampling")
+            sampling = given[0] if given else "top_p"
+        if others := [name for name in given if name != sampling]:
+            raise UserError(
+                f"--sampling {sampling} contradicts --{others[0]}; "
+                f"leave one out, or use --sampling {others[0]}"
+            )
+        if self.top_p == 0:
+            raise UserError("--top_p is 0, which leaves no character; give a value up to 1")
+        if self.stop == "":
+            raise UserError("--stop is empty; give the text to end after, or leave it out")
+        defaults = {"top_k": top_k or 5, "top_p": self.top_p or 0.9, "min_p": self.min_p}
+        if defaults["min_p"] is None:
+            defaults["min_p"] = 0.05
+        chosen = {name: value for name, value in defaults.items() if name == sampling}
+        if self.temperature == 0:
+            sampling = "argmax"
+        return replace(self, sampling=sampling, **chosen)
+
+
+def distribution(logits: np.ndarray, seen: np.ndarray, options: GenerateOptions) -> np.ndarray:
+    """Probabilities (B, V) of the next character, float64.
+
+    logits (B, V); seen (B, V) is True for characters already in the row's text. In order: repetition
+    penalty (CTRL, arXiv 1909.05858), temperature, choice of candidates (top_p: arXiv 1904.09751;
+    min_p: 2407.01082), softmax. Ties go to the lower id. `options` must be resolved.
+    """
+    logits = logits.astype(np.float64)
+    if options.repetition_penalty != 1:
+        penalty = options.repetition_penalty
+        logits = np.where(seen, np.where(logits > 0, logits / penalty, logits * penalty), logits)
+    if options.sampling == "argmax":
+        best = logits.argmax(axis=1)
+        return np.eye(logits.shape[1])[best]
+    scaled = (logits - logits.max(axis=1, keepdims=True)) / options.temperature
+    p = np.exp(scaled)
+    p /= p.sum(axis=1, keepdims=True)
+    if options.sampling == "prob":
+        return p
+    if options.sampling == "min_p":
+        keep = p >= options.min_p * p.max(axis=1, keepdims=True)
+    else:
+        order = np.argsort(-p, axis=1, kind="stable")
+        ranked = np.take_along_axis(p, order, axis=1)
+        if options.sampling == "top_k":
+            kept = np.broadcast_to(np.arange(p.shape[1]) < options.top_k, p.shape)
+        else:  # the candidate that reaches top_p is kept
+            kept = np.cumsum(ranked, axis=1) - ranked < options.top_p
+        keep = np.empty(p.shape, dtype=bool)
+        np.put_along_axis(keep, order, kept, axis=1)
+    p = np.where(keep, p, 0.0)
+    return p / p.sum(axis=1, keepdims=True)
+
+
+def draw(probabilities: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+    """Ids (B,): the inverse CDF of each row of probabilities (B, V) at uniform (B,) in [0, 1)."""
+    cdf = np.cumsum(probabilities, axis=1)
+    ids = (cdf <= uniform[:, None] * cdf[:, -1:]).sum(axis=1)
+    last = probabilities.shape[1] - 1 - (probabilities[:, ::-1] > 0).argmax(axis=1)
+    return np.minimum(ids, last)  # rounding must not reach past the last possible character
+
+
+def window_length(n: int, block_size: int) -> int:
+    """How many of n characters the network sees: all, until block_size; then the older half is
+    dropped, and dropped again each time block_size is reached."""
+    if n <= block_size:
+        return n
+    step = block_size - block_size // 2
+    return n - -(-(n - block_size) // step) * step
+
+
+class History:
+    """The end of one row's text: as many ids as the network can see, and how many there were."""
+
+    def __init__(self, ids: Sequence[int], block_size: int) -> None:
+        self.block_size = block_size
+        self.recent = deque(ids, maxlen=block_size)
+        self.n = len(ids)
+
+    def append(self, token: int) -> None:
+        self.recent.append(token)
+        self.n += 1
+
+    def window(self) -> list[int]:
+        length = window_length(self.n, self.block_size)
+        return list(self.recent)[-length:]
+
+
+def uncached_logits(gpt: GPT, histories: Sequence[History]) -> np.ndarray:
+    """The reference: logits (B, V) from each row's whole window, one row at a time."""
+    device = gpt.embedding.weight.device
+    rows = [gpt.forward(torch.tensor([h.window()], device=device))[0, -1] for h in histories]
+    return torch.stack(rows).float().cpu().numpy()
+
+
+class CachedLogits:
+    """The same logits with a KV cache: one character a row and call, once the rows are prefilled."""
+
+    def __init__(self) -> None:
+        self.cache: KVCache | None = None
+
+    def __call__(self, gpt: GPT, histories: Sequence[History]) -> np.ndarray:
+        if self.cache is None:
+            self.cache = KVCache(gpt, len(histories))
+        windows = [h.window() for h in histories]
+        # A row is one character behind its window, unless it is new or its window has moved.
+        stale = [i for i, w in enumerate(windows) if len(w) - 1 != self.cache.length[i]]
+        if stale:
+            self.prefill(gpt, stale, [windows[i][:-1] for i in stale])
+        last = torch.tensor([[w[-1]] for w in windows], device=gpt.embedding.weight.device)
+        return gpt.forward(last, self.cache)[:, -1].float().cpu().numpy()
+
+    def prefill(self, gpt: GPT, rows: list[int], windows: list[list[int]]) -> None:
+        """Read `windows` into the cache's `rows`; shorter ones are padded on the right."""
+        longest = max(map(len, windows))
+        if longest:
+            padded = [w + [0] * (longest - len(w)) for w in windows]
+            part = KVCache(gpt, len(rows))
+            gpt.forward(torch.tensor(padded, device=gpt.embedding.weight.device), part)
+            self.cache.keys[:, rows] = part.keys
+            self.cache.values[:, rows] = part.values
+        self.cache.length[rows] = torch.tensor([len(w) for w in windows])
+
+
+def stream(seed: int, prompt: int, sample: int) -> np.random.Generator:
+    """The uniform numbers of one sample of one prompt; they depend on nothing else."""
+    return np.random.default_rng([seed, prompt, sample])
+
+
+@torch.no_grad()
+def generate(
+    gpt: GPT,
+    prompts: Sequence[Sequence[int]],
+    streams: Sequence[np.random.Generator],
+    options: GenerateOptions,
+    unigram: np.ndarray | None = None,
+    next_logits: Callable[[GPT, Sequence[History]], np.ndarray] | None = None,
+) -> Iterator[np.ndarray]:
+    """Yield the next id of every row, (B,), again and again; stop asking to stop.
+
+    A row without a prompt starts with a draw from `unigram` (V,). Rows go on together, whatever
+    their lengths. Call with the network in evaluation mode.
+    """
+    next_logits = next_logits or CachedLogits()
+    histories = [History(p, gpt.config.block_size) for p in prompts]
+    seen = np.zeros((len(prompts), gpt.config.vocab_size), dtype=bool)
+    for row, p in zip(seen, prompts, strict=True):
+        row[list(p)] = True
+    first = True
+    while True:
+        uniform = np.array([s.random() for s in streams])
+        empty = [i for i, h in enumerate(histories) if h.n == 0] if first else []
+        ids = np.zeros(len(prompts), dtype=np.int64)
+        if empty:
+            if unigram is None:
+                raise UserError("an empty prompt needs the unigram distribution; give a prompt")
+            ids[empty] = draw(np.broadcast_to(unigram, (len(empty), len(unigram))), uniform[empty])
+        if len(empty) < len(prompts):
+            # a row without any text yet is shown id 0 and its answer not used
+            shown = [History([0], h.block_size) if h.n == 0 else h for h in histories]
+            chosen = draw(distribution(next_logits(gpt, shown), seen, options), uniform)
+            others = [i for i in range(len(prompts)) if i not in empty]
+            ids[others] = chosen[others]
+        for i, token in enumerate(ids):
+            histories[i].append(int(token))
+            seen[i, token] = True
+        first = False
+        yield ids
+
+
+def complete(
+    gpt: GPT,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    options: GenerateOptions,
+    seed: int,
+    num_samples: int = 1,
+    unigram: np.ndarray | None = None,
+    on_characters: Callable[[list[str]], None] | None = None,
+) -> list[str]:
+    """What the network writes after each prompt, `num_samples` times; the prompts are not included.
+
+    `on_characters` gets the new piece of every row as it is made ('' once a row has ended). Raises
+    UserError for a prompt with characters outside the alphabet.
+    """
+    options = options.resolve()
+    encoded = [tokenizer.encode(p, "the prompt").tolist() for p in prompts]
+    rows = [(i, j) for i in range(len(prompts)) for j in range(num_samples)]
+    texts, ended = [""] * len(rows), [options.max_new_tokens == 0] * len(rows)
+    pieces: list[list[str]] = [[] for _ in rows]
+    tails = [""] * len(rows)  # as much of each text as a stop text can reach back
+    steps = generate(
+        gpt,
+        [encoded[i] for i, _ in rows],
+        [stream(seed, i, j) for i, j in rows],
+        options,
+        unigram,
+    )
+    for _ in range(options.max_new_tokens):
+        new = [tokenizer.alphabet[i] for i in next(steps)]
+        for row, character in enumerate(new):
+            if ended[row]:
+                new[row] = ""
+                continue
+            pieces[row].append(character)
+            if options.stop:
+                tails[row] = (tails[row] + character)[-len(options.stop) :]
+                ended[row] = tails[row] == options.stop
+        if on_characters:
+            on_characters(new)
+        if all(ended):
+            break
+    texts = ["".join(p) for p in pieces]
+    return texts

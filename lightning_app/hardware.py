@@ -1,0 +1,54 @@
+"""What this machine has: the precision that suits it, a compiler, how fast it multiplies."""
+
+import os
+import shutil
+import sysconfig
+import time
+from pathlib import Path
+
+import torch
+
+
+def choose_precision(accelerator: str) -> str:
+    """Lightning's name of the fastest precision that trains safely on the hardware."""
+    if accelerator == "gpu":
+        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
+    if accelerator == "cpu" and torch.cpu._is_avx512_bf16_supported():
+        return "bf16-mixed"  # in hardware; elsewhere a CPU emulates it, slowly
+    return "32-true"
+
+
+def choose_accelerator(flag: str) -> str:
+    """cpu, gpu or mps for the Trainer's `accelerator` flag."""
+    if flag in ("cuda", "gpu", "auto") and torch.cuda.is_available():
+        return "gpu"
+    if flag in ("mps", "gpu", "auto") and torch.backends.mps.is_available():
+        return "mps"
+    return "cpu" if flag == "auto" else flag
+
+
+def can_compile(accelerator: str) -> bool:
+    """Whether torch.compile finds what it needs: Triton for a GPU, else a C++ compiler and the
+    headers of Python."""
+    if accelerator == "gpu":
+        return os.name == "posix"
+    compiler = os.environ.get("CXX") or next(
+        filter(None, map(shutil.which, ("g++", "clang++", "cl"))), None
+    )
+    header = Path(sysconfig.get_paths()["include"], "Python.h")
+    return compiler is not None and header.exists()
+
+
+def product_rate(accelerator: str, precision: str, seconds: float = 0.2) -> float:
+    """Measured FLOP/s of a matrix product in this precision."""
+    device = {"gpu": "cuda"}.get(accelerator, accelerator)
+    half = torch.float16 if precision.startswith("16") else torch.bfloat16
+    dtype = torch.float32 if precision.startswith("32") else half
+    size = 4096 if accelerator == "gpu" else 1024
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    (a @ a).sum().item()  # warm up
+    began, n = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds:
+        (a @ a)[0, 0].item()
+        n += 1
+    return n * 2 * size**3 / (time.perf_counter() - began)

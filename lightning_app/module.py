@@ -1,0 +1,171 @@
+"""CharGPT, the LightningModule: one step for training, validation and test around the network."""
+
+import lightning as L
+import torch
+from jsonargparse.typing import NonNegativeFloat, PositiveInt
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+
+from lightning_app.data import Batch
+from lightning_app.generation import GenerateOptions, complete
+from lightning_app.gpt import GPT, GPTConfig, loss_per_character
+from lightning_app.metrics import CharacterLoss, figures
+from lightning_app.optim import (
+    MuonAdamW,
+    OptimOptions,
+    ScheduleOptions,
+    learning_rate_scale,
+    parameter_groups,
+)
+from lightning_app.tokenizer import Tokenizer
+from lightning_app.windows import keys
+
+
+class CharGPT(L.LightningModule):
+    """A character-level GPT: the network and how it learns.
+
+    Its arguments define the network alone, and are saved with it; how to train and to write are the
+    attributes `optim`, `schedule`, `generate` and `compile_network`.
+
+    Args:
+        alphabet: The characters, sorted; a character's place is its id.
+        block_size: Characters the network sees at once (its context).
+        n_layer: Blocks.
+        n_head: Attention heads in a block.
+        n_embd: Width of the network; a multiple of twice n_head.
+        n_kv_head: Key/value heads, each shared by n_head / n_kv_head query heads; null is n_head.
+        mlp_size: Hidden width of the MLP; null is 8/3 n_embd.
+        dropout: Share of the embedding's and each branch's outputs dropped in training.
+        tie_embeddings: Use one matrix for embedding and logits.
+    """
+
+    def __init__(
+        self,
+        alphabet: str,
+        block_size: PositiveInt = 128,
+        n_layer: PositiveInt = 4,
+        n_head: PositiveInt = 2,
+        n_embd: PositiveInt = 192,
+        n_kv_head: PositiveInt | None = None,
+        mlp_size: PositiveInt | None = None,
+        dropout: NonNegativeFloat = 0.0,
+        tie_embeddings: bool = False,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+        config = {k: v for k, v in self.hparams.items() if k != "alphabet"}
+        self.gpt = GPT(GPTConfig(vocab_size=len(alphabet), **config))
+        self.tokenizer = Tokenizer(alphabet)
+        self.optim = OptimOptions()
+        self.schedule = ScheduleOptions()
+        self.generate = GenerateOptions()
+        self.generate_seed, self.num_samples = 0, 1
+        self.compile_network = False
+        self.unigram = None  # the training text's character distribution, for empty prompts
+        self.train_loss = CharacterLoss()  # since the last time it was logged
+        self.eval_loss = CharacterLoss()
+        self.train_piece_loss = CharacterLoss()
+        self.gradient_norm: Tensor | None = None
+        self.figures: dict[str, float] = {}  # of the last validation or test
+
+    # Training
+
+    def setup(self, stage: str) -> None:
+        if self.compile_network and stage == "fit":
+            self.gpt.compile(dynamic=False)  # in place: the state_dict keeps its names
+
+    def configure_optimizers(self) -> MuonAdamW:
+        return MuonAdamW(parameter_groups(self.gpt, self.optim), self.compile_network)
+
+    def on_train_start(self) -> None:
+        """Today's options hold, also for an optimizer restored from a checkpoint."""
+        groups = self.trainer.optimizers[0].param_groups
+        for group, fresh in zip(groups, parameter_groups(self.gpt, self.optim), strict=True):
+            group.update({k: v for k, v in fresh.items() if k != "params"})
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Everything random in a step comes from (seed, batch, process), so it can be repeated."""
+        loop = self.trainer.fit_loop.epoch_loop
+        k = loop.batch_progress.total.processed
+        seed = int(keys(self.trainer.datamodule.seed, k, self.trainer.global_rank)[0] >> 1)
+        torch.default_generator.manual_seed(seed)
+        if self.device.type != "cpu":
+            getattr(torch, self.device.type).manual_seed(seed)
+        scale = learning_rate_scale(self.global_step, self.trainer.max_steps, self.schedule)
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = group["peak_lr"] * scale
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        losses, targets = self.losses(batch)
+        self.train_loss.update(losses, targets)
+        return losses.mean()
+
+    def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The shared step: nats per character and targets, (B * T,) each."""
+        idx, targets = batch
+        return loss_per_character(self.gpt(idx), targets), targets.flatten()
+
+    def configure_gradient_clipping(
+        self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None
+    ) -> None:
+        """Clip as the Trainer's flags say, and keep the norm from before it for the log."""
+        parameters = [p for p in self.parameters() if p.grad is not None]
+        if gradient_clip_algorithm == "value" and gradient_clip_val:
+            self.gradient_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+            torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+        elif gradient_clip_val:
+            self.gradient_norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+        elif (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            self.gradient_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+
+    # Evaluation
+
+    def on_validation_epoch_start(self) -> None:
+        self.eval_loss.reset()
+        self.train_piece_loss.reset()
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        metric = self.train_piece_loss if dataloader_idx else self.eval_loss
+        metric.update(*self.losses(batch))
+
+    def on_validation_epoch_end(self) -> None:
+        loss = float(self.eval_loss.compute())
+        values = {f"val/{name}": value for name, value in figures(loss).items()}
+        if self.train_piece_loss.count:
+            values["val/gap"] = loss - float(self.train_piece_loss.compute())
+        self.report(values)
+
+    def on_test_epoch_start(self) -> None:
+        self.eval_loss.reset()
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self.eval_loss.update(*self.losses(batch))
+
+    def on_test_epoch_end(self) -> None:
+        loss = float(self.eval_loss.compute())
+        self.report({f"test/{name}": value for name, value in figures(loss).items()})
+
+    def report(self, values: dict[str, float]) -> None:
+        """To callbacks by Lightning's way; to the loggers with the number of steps taken."""
+        self.figures = values
+        self.log_dict({k: torch.tensor(v) for k, v in values.items()}, logger=False)
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            for logger in self.trainer.loggers:
+                logger.log_metrics(values, step=self.global_step)
+
+    # Writing
+
+    def predict_step(self, batch: list[str], batch_idx: int = 0) -> list[str]:
+        """Texts for a batch of prompts, prompts included, `num_samples` of each in a row; how to
+        choose characters is the attribute `generate`."""
+        written = complete(
+            self.gpt,
+            self.tokenizer,
+            batch,
+            self.generate,
+            self.generate_seed,
+            self.num_samples,
+            self.unigram,
+        )
+        prompts = [prompt for prompt in batch for _ in range(self.num_samples)]
+        return [prompt + text for prompt, text in zip(prompts, written, strict=True)]

@@ -1,0 +1,185 @@
+"""Parameter groups, Muon with AdamW behind one Optimizer, and schedules as functions of the step.
+
+Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) replaces a matrix's momentum by the
+nearest orthogonal matrix. It suits the blocks' matrices; embedding, head and gains take AdamW
+(arXiv 1711.05101).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jsonargparse.typing import (
+    ClosedUnitInterval,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+)
+from torch import Tensor
+from torch.optim.adamw import adamw
+
+from lightning_app.gpt import GPT
+
+
+@dataclass
+class OptimOptions:
+    """How weights move.
+
+    Args:
+        name: muon (matrices by Muon, the rest by AdamW) or adamw (everything by AdamW).
+        learning_rate: AdamW's peak learning rate.
+        muon_learning_rate: Muon's peak learning rate, for a square matrix.
+        weight_decay: Decoupled decay of the matrices, per unit of learning rate; gains and
+            embedding have none.
+        beta1: AdamW's memory of gradients.
+        beta2: AdamW's memory of squared gradients.
+        momentum: Muon's (Nesterov) momentum.
+        average_decay: Validate, save and generate with a running average of the weights; 0.99
+            remembers about 100 steps, 0 is off.
+    """
+
+    name: Literal["muon", "adamw"] = "muon"
+    learning_rate: PositiveFloat = 3e-3
+    muon_learning_rate: PositiveFloat = 0.03
+    weight_decay: NonNegativeFloat = 0.0
+    beta1: ClosedUnitInterval = 0.9
+    beta2: ClosedUnitInterval = 0.95
+    momentum: ClosedUnitInterval = 0.95
+    average_decay: ClosedUnitInterval = 0.0
+
+
+@dataclass
+class ScheduleOptions:
+    """How learning rates change over a run of max_steps.
+
+    Args:
+        name: The shape of the decay.
+        warmup_steps: Steps of linear rise at the start; the first step already moves.
+        decay_fraction: The last part of the run that decays; before it the rate is constant.
+        final_fraction: Where the decay ends, relative to the peak.
+    """
+
+    name: Literal["cosine", "linear", "constant"] = "linear"
+    warmup_steps: NonNegativeInt = 20
+    decay_fraction: ClosedUnitInterval = 0.6
+    final_fraction: ClosedUnitInterval = 0.0
+
+
+def learning_rate_scale(step: int, max_steps: int, options: ScheduleOptions) -> float:
+    """What step (0 is the first) multiplies the peak learning rate by: in (0, 1] until the end."""
+    warmup = min(1.0, (step + 1) / (options.warmup_steps + 1))
+    decay_steps = options.decay_fraction * max_steps
+    if options.name == "constant" or decay_steps == 0:
+        return warmup
+    # 1 until the decay begins, 0 just after the last step
+    left = min(1.0, max(0.0, (max_steps - step) / decay_steps))
+    shape = left if options.name == "linear" else 0.5 - 0.5 * math.cos(math.pi * left)
+    return warmup * (options.final_fraction + (1 - options.final_fraction) * shape)
+
+
+def orthogonalize(g: Tensor) -> Tensor:
+    """Roughly the orthogonal factor of each matrix in g (N, rows <= columns, columns), bfloat16.
+
+    Five steps of the quintic Newton-Schulz iteration, whose coefficients trade exactness (singular
+    values end within 0.7..1.2) for speed.
+    """
+    x = g.bfloat16()
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(5):
+        a = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    return x
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """Muon for groups with `muon` true, AdamW for the others, as one optimizer.
+
+    One optimizer keeps Lightning's automatic optimization, and with it the Trainer's clipping and
+    accumulation flags.
+    """
+
+    def __init__(self, groups: list[dict], compile: bool = False) -> None:
+        super().__init__(groups, defaults={})
+        self.orthogonalize: Callable[[Tensor], Tensor] = orthogonalize
+        if compile:
+            self.orthogonalize = torch.compile(orthogonalize, dynamic=False)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if params:
+                (self.muon if group["muon"] else self.adamw)(group, params)
+        return loss
+
+    def muon(self, group: dict, params: list[Tensor]) -> None:
+        grads = [p.grad for p in params]
+        for p in params:
+            if not self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
+        momenta = [self.state[p]["momentum"] for p in params]
+        torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
+        updates = torch._foreach_lerp(grads, momenta, group["momentum"])  # Nesterov
+        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        # Matrices of one shape, lying on their long side, are orthogonalised as one batch.
+        shapes: dict[tuple[int, ...], list[int]] = {}
+        for i, p in enumerate(params):
+            shapes.setdefault(tuple(sorted(p.shape)), []).append(i)
+        for members in shapes.values():
+            lying = [u.mT if u.size(0) > u.size(1) else u for u in (updates[i] for i in members)]
+            for i, update in zip(members, self.orthogonalize(torch.stack(lying)), strict=True):
+                p = params[i]
+                rows, columns = p.shape
+                scale = max(1.0, rows / columns) ** 0.5  # the same RMS change per output
+                update = update.mT if rows > columns else update
+                p.add_(update.to(p.dtype), alpha=-group["lr"] * scale)
+
+    def adamw(self, group: dict, params: list[Tensor]) -> None:
+        for p in params:
+            if not self.state[p]:
+                self.state[p]["step"] = torch.zeros(())
+                self.state[p]["exp_avg"] = torch.zeros_like(p)
+                self.state[p]["exp_avg_sq"] = torch.zeros_like(p)
+        adamw(
+            params,
+            [p.grad for p in params],
+            *([self.state[p][key] for p in params] for key in ("exp_avg", "exp_avg_sq")),
+            [],
+            [self.state[p]["step"] for p in params],
+            foreach=True,  # fused=True with bf16-mixed and clipping raises (Lightning #21435)
+            amsgrad=False,
+            beta1=group["beta1"],
+            beta2=group["beta2"],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=1e-8,
+            maximize=False,
+        )
+
+
+def parameter_groups(gpt: GPT, options: OptimOptions) -> list[dict]:
+    """Every parameter in exactly one group: the blocks' matrices, and the rest (embedding, head and
+    gains; the head's matrix decays). `peak_lr` is what the schedule scales into `lr`."""
+    matrices = [p for p in gpt.blocks.parameters() if p.ndim == 2]
+    head = [] if gpt.config.tie_embeddings else [gpt.lm_head.weight]
+    taken = {id(p) for p in matrices + head}
+    rest = [p for p in gpt.parameters() if id(p) not in taken]
+    muon = options.name == "muon"
+    adam = {"muon": False, "peak_lr": options.learning_rate}
+    adam |= {"beta1": options.beta1, "beta2": options.beta2}
+    first = adam
+    if muon:
+        first = {"muon": True, "peak_lr": options.muon_learning_rate, "momentum": options.momentum}
+    groups = [
+        {"name": "blocks", "params": matrices, "weight_decay": options.weight_decay, **first},
+        {"name": "head", "params": head, "weight_decay": options.weight_decay, **adam},
+        {"name": "embedding_and_gains", "params": rest, "weight_decay": 0.0, **adam},
+    ]
+    assert sum(len(g["params"]) for g in groups) == len(list(gpt.parameters()))
+    return [group | {"lr": group["peak_lr"]} for group in groups if group["params"]]

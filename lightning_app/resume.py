@@ -1,0 +1,83 @@
+"""May a run go on? What it was trained with, against what is asked for now.
+
+Facts are what a checkpoint says about its run (see `Checkpoints`); the comparison is a pure
+function of two of them.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from lightning_app.errors import UserError
+
+# Another network, other data or another path through them: not the same run any more.
+MUST_MATCH = (
+    ("network", "model"),
+    ("corpus", "data.corpus"),
+    ("alphabet", "data.corpus"),
+    ("splits", "data.splits"),
+    ("seed", "seed_everything"),
+    ("block_size", "data.block_size"),
+    ("global_batch", "data.batch_size x accumulation x processes"),
+    ("optimizer", "optim.name"),
+    ("schedule", "schedule"),
+)
+# Applied to a run that goes on.
+MAY_CHANGE = ("max_steps", "dropout", "optim", "intervals", "logger")
+# The run goes on, but not bit for bit as it would have.
+INEXACT = ("device", "precision", "torch", "threads", "compile", "processes", "accumulate")
+
+
+@dataclass
+class Differences:
+    """Lines about what differs, by what follows from it."""
+
+    refused: list[str] = field(default_factory=list)
+    applied: list[str] = field(default_factory=list)
+    inexact: list[str] = field(default_factory=list)
+
+
+def compare(old: dict[str, Any], new: dict[str, Any]) -> Differences:
+    differences = Differences()
+    for key, option in MUST_MATCH:
+        differences.refused += changes(option, old[key], new[key])
+    for key in MAY_CHANGE:
+        differences.applied += changes(key, old[key], new[key])
+    for key in INEXACT:
+        differences.inexact += changes(key, old[key], new[key])
+    return differences
+
+
+def changes(name: str, old: Any, new: Any) -> list[str]:
+    """`name: old -> new`, one for each entry that differs."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = list(dict.fromkeys([*old, *new]))
+        return [line for k in keys for line in changes(f"{name}.{k}", old.get(k), new.get(k))]
+    return [] if old == new else [f"{name}: {shorten(old)} -> {shorten(new)}"]
+
+
+def shorten(value: Any) -> str:
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 60 else f"{text[:40]!r}... ({len(text)} characters)"
+
+
+def refuse(run: str, lines: list[str]) -> UserError:
+    return UserError(
+        f"run {run} was trained with something else: {'; '.join(lines)}; train another run with "
+        f"--run OTHER, or move this one aside with --fresh true"
+    )
+
+
+def is_finished(old: dict[str, Any], new: dict[str, Any]) -> str | None:
+    """Why there is nothing left to train, and how to go on; None when there is."""
+    step, patience = old["step"], new["patience"]
+    if new["max_steps"] <= step:
+        return (
+            f"finished: {step:,} steps of {new['max_steps']:,}; "
+            f"to go on: --trainer.max_steps {step + max(1, step // 2)}"
+        )
+    if old["stopped_early"] and patience is not None and patience <= (old["patience"] or 0):
+        return (
+            f"stopped early at step {step:,}: no better val/loss for {old['patience']} "
+            f"validations; to go on: --early_stopping_patience {2 * old['patience']}"
+        )
+    return None
