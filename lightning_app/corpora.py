@@ -281,7 +281,9 @@ def _writing(data_dir: Path, name: str) -> Iterator[Path]:
     part = data_dir / f".{name}.part"
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
-        with FileLock(data_dir / f".{name}.lock"):
+        lock = data_dir / f".{name}.lock"
+        lock.touch()  # fails at once where FileLock, on some file systems, would wait for ever
+        with FileLock(lock):
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir()
             try:

@@ -133,8 +133,10 @@ def test_a_file_one_may_not_read_is_refused_by_name(tmp_path, monkeypatch):
         assert f"{file}: Permission denied" in refusal(corpus)
 
 
-def test_pipes_and_devices_are_refused_and_do_not_block(tmp_path):
+def test_pipes_and_devices_are_refused_and_not_opened(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe")
+    # To open a pipe would wait for its other end.
+    monkeypatch.setattr(Path, "open", lambda *_: pytest.fail("opened"))
     assert "no regular file" in refusal(tmp_path / "pipe")
     assert "no regular file" in refusal(f"{tmp_path}/p*")
     assert "no regular file" in refusal("/dev/null")
@@ -275,10 +277,10 @@ def test_two_processes_at_once_get_the_same_folder_and_leave_nothing_else(tmp_pa
     both = [spawn.Process(target=build_quietly, args=(tmp_path, results)) for _ in range(2)]
     for process in both:
         process.start()
-    first, second = results.get(timeout=60), results.get(timeout=60)
     for process in both:
-        process.join()
-        assert process.exitcode == 0
+        process.join(60)
+    assert [process.exitcode for process in both] == [0, 0]
+    first, second = results.get(timeout=5), results.get(timeout=5)
     assert first == second
     assert [Path(file).read_text() for file in first] == list(plays.values())
     assert {file.name for file in tmp_path.iterdir()} <= {"shakespeare", ".shakespeare.lock"}
@@ -335,10 +337,12 @@ def test_a_folder_one_may_not_write_is_refused_by_name(tmp_path, monkeypatch):
     def denied(*_, **__):  # chmod would not stop root
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "mkdir", denied)
-    for name in corpora.NAMES:
-        message = refusal(name, tmp_path)
-        assert f"cannot write {name} to {tmp_path}: Permission denied" in message
+    for step in ("mkdir", "touch"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, step, denied)
+            for name in corpora.NAMES:
+                message = refusal(name, tmp_path)
+                assert f"cannot write {name} to {tmp_path}: Permission denied" in message
 
 
 def test_the_module_is_light_and_the_package_of_the_plays_is_never_imported(data_dir, plays):
