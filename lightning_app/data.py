@@ -1,6 +1,7 @@
 """CharDataModule: a text, by name or path, as batches of character windows."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,7 @@ class CharDataModule(L.LightningDataModule):
             bounds = [min((*self.text.starts, n), key=lambda s: abs(s - b)) for b in bounds]
         bounds = [0, *bounds, n, n, n][:4]
         bounds[len(self.splits)] = n
-        self.bounds = dict(zip(("train", "val", "test"), zip(bounds, bounds[1:]), strict=False))
+        self.bounds = dict(zip(("train", "val", "test"), pairwise(bounds), strict=True))
 
     def check_trainable(self) -> None:
         """Raises UserError when the training or validation split has no room for a window."""

@@ -1,4 +1,4 @@
-"""Writing: the distribution, the draw, and two ways to the next logits: with a KV cache, and without.
+"""Writing: the distribution, the draw, and two ways to the next logits, with a KV cache or not.
 
 The uncached path is the reference; tests hold both equal at every step. Sampling takes one uniform
 number per character from a stream of the sample's own and inverts the distribution's CDF, so the
@@ -88,9 +88,9 @@ class GenerateOptions:
 def distribution(logits: np.ndarray, seen: np.ndarray, options: GenerateOptions) -> np.ndarray:
     """Probabilities (B, V) of the next character, float64.
 
-    logits (B, V); seen (B, V) is True for characters already in the row's text. In order: repetition
-    penalty (CTRL, arXiv 1909.05858), temperature, choice of candidates (top_p: arXiv 1904.09751;
-    min_p: 2407.01082), softmax. Ties go to the lower id. `options` must be resolved.
+    logits (B, V); seen (B, V) is True for characters already in the row's text. In order:
+    repetition penalty (CTRL, arXiv 1909.05858), temperature, choice of candidates (top_p: arXiv
+    1904.09751; min_p: 2407.01082), softmax. Ties go to the lower id. `options` must be resolved.
     """
     logits = logits.astype(np.float64)
     if options.repetition_penalty != 1:
@@ -161,7 +161,7 @@ def uncached_logits(gpt: GPT, histories: Sequence[History]) -> np.ndarray:
 
 
 class CachedLogits:
-    """The same logits with a KV cache: one character a row and call, once the rows are prefilled."""
+    """The same logits with a KV cache: one character a row and call, once rows are prefilled."""
 
     def __init__(self) -> None:
         self.cache: KVCache | None = None

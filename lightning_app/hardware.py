@@ -8,23 +8,31 @@ from pathlib import Path
 
 import torch
 
+from lightning_app.errors import UserError
+
 
 def choose_precision(accelerator: str) -> str:
     """Lightning's name of the fastest precision that trains safely on the hardware."""
     if accelerator == "gpu":
         return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
-    if accelerator == "cpu" and torch.cpu._is_avx512_bf16_supported():
+    bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    if accelerator == "cpu" and bf16():
         return "bf16-mixed"  # in hardware; elsewhere a CPU emulates it, slowly
     return "32-true"
 
 
 def choose_accelerator(flag: str) -> str:
-    """cpu, gpu or mps for the Trainer's `accelerator` flag."""
+    """cpu, gpu or mps for the Trainer's `accelerator` flag. Raises UserError for one that is not
+    known, or not here."""
+    if flag not in ("auto", "cpu", "gpu", "cuda", "mps"):
+        raise UserError(f"--trainer.accelerator {flag} is none of auto, cpu, gpu, cuda, mps")
     if flag in ("cuda", "gpu", "auto") and torch.cuda.is_available():
         return "gpu"
     if flag in ("mps", "gpu", "auto") and torch.backends.mps.is_available():
         return "mps"
-    return "cpu" if flag == "auto" else flag
+    if flag in ("auto", "cpu"):
+        return "cpu"
+    raise UserError(f"--trainer.accelerator {flag}: torch finds none here; use auto or cpu")
 
 
 def can_compile(accelerator: str) -> bool:

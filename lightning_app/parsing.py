@@ -26,6 +26,14 @@ class Parser(FriendlyErrors, ArgumentParser):
         super().__init__(*args, allow_abbrev=False, default_env=False, **kwargs)
 
 
+# How jsonargparse says that it does not know an option, on the command line and in a config.
+UNKNOWN = (
+    r"[Uu]nrecognized arguments?: --([\w.]+)",
+    r"[Kk]ey [\"'`]?([\w.]+)[\"'`]? is not expected",
+    r"[Nn]o action for key [\"'`]?([\w.]+)",
+)
+
+
 def known_keys(parser: ArgumentParser) -> list[str]:
     return [
         option.removeprefix("--")
@@ -37,25 +45,20 @@ def known_keys(parser: ArgumentParser) -> list[str]:
 
 def tidy(message: str, keys: list[str]) -> str:
     """jsonargparse's message in one line, with the nearest key where one is unknown."""
-    text = " ".join(message.split())
+    text = " ".join(message.split()).removesuffix(".")
     text = re.sub(r"^Parser key \"?([\w.]+)\"?:", r"--\1:", text)
-    text = re.sub(r"^Problem with given class_path '?[\w.]+'?:", "", text).strip()
-    text = text.removesuffix(".")
-    unknown = None
+    text = re.sub(r"^Problem in config file .*?: ", "", text)
+    text = re.sub(
+        r"Not of type \w+: (\S+) does not conform to restriction v(.*)", r"\1 is not \2", text
+    )
+    text = re.sub(r"Expected a typing.Literal\[(.*)\]. Got value: (.*)", r"\2 is none of \1", text)
+    text = re.sub(r"the following arguments are required: (\w+)", r"--\1 is required", text)
+    text = re.sub(r"Group '(.*)' does not accept option '(.*)'", r"No action for key \1.\2", text)
+    for pattern in UNKNOWN:
+        if found := re.search(pattern, text):
+            return f"there is no option --{found[1]}" + suggestion(found[1], keys)
     if found := re.match(r"[Uu]nrecognized arguments?: (\S+)", text):
-        unknown = found[1].split("=")[0].removeprefix("--")
-        text = (
-            f"there is no option --{unknown}"
-            if found[1].startswith("-")
-            else (f"unexpected argument {found[1]!r}; options are written --name value")
-        )
-    elif (found := re.search(r"[Kk]ey [\"'`]?([\w.]+)[\"'`]? is not expected", text)) or (
-        found := re.search(r"[Nn]o action for key [\"'`]?([\w.]+)", text)
-    ):
-        unknown = found[1]
-        text = f"there is no option --{unknown}"
-    if unknown is not None and text.startswith("there"):
-        text += suggestion(unknown, keys)
+        return f"unexpected argument {found[1]!r}; options are written --name value"
     return text
 
 

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -30,6 +31,17 @@ class Signals:
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Signals":
+        self.before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+        self.listen()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for signum, handler in self.before.items():
+                signal.signal(signum, handler)
 
     def listen(self) -> None:
         if threading.current_thread() is threading.main_thread():
@@ -38,7 +50,7 @@ class Signals:
 
     def handle(self, signum: int, frame) -> None:
         if self.received is not None and signum == signal.SIGINT:
-            os._exit(128 + signum)  # whatever is being written is written beside
+            os._exit(128 + signum)  # what is being written is written beside: nothing breaks
         self.received = signum
         print("\nstopping after this step (Ctrl-C again: at once)", file=sys.stderr, flush=True)
 

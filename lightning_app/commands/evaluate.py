@@ -3,9 +3,7 @@
 import sys
 from dataclasses import asdict, dataclass
 
-from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveInt
-from lightning.pytorch import Trainer
 
 from lightning_app import checkpoints, runs
 from lightning_app.callbacks import EvalBar
@@ -14,6 +12,7 @@ from lightning_app.errors import UserError
 from lightning_app.metrics import figures
 from lightning_app.module import CharGPT
 from lightning_app.parsing import Parser
+from lightning_app.trainer import add_trainer_flags, make_trainer
 
 
 @dataclass
@@ -44,20 +43,7 @@ class EvaluateParser(Parser):
         add("--debug", type=bool, default=False, help="Show tracebacks.")
         add("--seed_everything", type=int | None, help="Accepted for symmetry; scoring is exact.")
         self.add_class_arguments(DataOptions, "data")
-        add_trainer(self)
-
-
-def add_trainer(parser: ArgumentParser) -> None:
-    """The Trainer's flags, as scoring and writing want them."""
-    parser.add_class_arguments(Trainer, "trainer", instantiate=False)
-    defaults = {
-        "precision": "32-true",  # the figure is exact, so are the products
-        "logger": False,  # no empty runs in TensorBoard
-        "enable_checkpointing": False,
-        "use_distributed_sampler": False,
-        "enable_model_summary": False,
-    }
-    parser.set_defaults({f"trainer.{name}": value for name, value in defaults.items()})
+        add_trainer_flags(self)
 
 
 def main(argv: list[str]) -> int:
@@ -72,7 +58,8 @@ def main(argv: list[str]) -> int:
     data = rebuild_data(trained, init.data)
     model = CharGPT(**trained.hyper_parameters)
     model.gpt = trained.gpt
-    trainer = Trainer(**{**init.trainer, "callbacks": [*(init.trainer.callbacks or []), EvalBar()]})
+    flags = dict(init.trainer)
+    trainer = make_trainer(flags | {"callbacks": [*(flags["callbacks"] or []), EvalBar()]})
     split = {"validate": "val", "test": "test"}[command]
     if trainer.is_global_zero:
         first, last = data.eval_batches(split).first, data.eval_batches(split).last

@@ -24,7 +24,8 @@ from lightning_app.metrics import figures
 from lightning_app.module import CharGPT
 from lightning_app.optim import OptimOptions, ScheduleOptions
 from lightning_app.parsing import FriendlyErrors
-from lightning_app.saving import AtomicCheckpointIO, Checkpoints, Signals
+from lightning_app.saving import AtomicCheckpointIO, Checkpoints, Interrupted, Signals
+from lightning_app.trainer import make_trainer
 
 TRAINER_DEFAULTS = {
     "max_steps": 2000,
@@ -198,7 +199,7 @@ class FitCLI(LightningCLI):
             callbacks.append(WeightAverage(decay))
         if patience := self.config.early_stopping_patience:
             callbacks.append(EarlyStopping("val/loss", patience=patience))
-        trainer = Trainer(**config | {"callbacks": [*callbacks, self.checkpoints]})
+        trainer = make_trainer(config | {"callbacks": [*callbacks, self.checkpoints]})
         self.facts = self.checkpoints.facts = self.describe(trainer)
         return trainer
 
@@ -382,7 +383,9 @@ def inherit(model: CharGPT, source: checkpoints.Trained) -> list[str]:
 
 def main(argv: list[str]) -> int:
     configs, rest = runs.split_configs(argv)
-    cli = FitCLI(configs or [runs.find_config("gpt_char")], rest)
+    configs = configs or [runs.find_config("gpt_char")]
+    runs.read_configs(configs)  # broken YAML is best explained before the parser sees it
+    cli = FitCLI(configs, rest)
     if cli.finished:
         info = cli.point[1][checkpoints.SECTION]
         print(f"run {cli.run} is {cli.finished}")
@@ -392,9 +395,15 @@ def main(argv: list[str]) -> int:
     cli.say(*header(cli))
     if not cli.dev_run and cli.is_main:
         cli.save_config()
-    cli.signals.listen()
     path = cli.point[0] if cli.point else None
-    cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=path, weights_only=True)
+    try:
+        with cli.signals:
+            cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=path, weights_only=True)
+    except Interrupted:
+        saved = cli.folder / "checkpoints" / "last.ckpt"
+        step = cli.trainer.global_step
+        cli.say(f"saved {saved} at step {step:,}; the same command goes on from there")
+        raise
     if cli.is_main and not cli.dev_run:
         print("\n".join(summary(cli)))
     return 0
@@ -444,8 +453,8 @@ def summary(cli: FitCLI) -> list[str]:
     ]
     if steps - best["step"] > 0.2 * steps:
         lines.append(
-            f"overfitting: the best step was {steps - best['step']:,} before the last; more dropout "
-            "or weight decay, a smaller network or --early_stopping_patience may help"
+            f"overfitting: the best step was {steps - best['step']:,} before the last; more "
+            "dropout or weight decay, a smaller network or --early_stopping_patience may help"
         )
     trained = checkpoints.load(path)
     prompt = "\n" if "\n" in trained.tokenizer.ids else ""

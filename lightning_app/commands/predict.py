@@ -43,9 +43,9 @@ def main(argv: list[str]) -> int:
     values = runs.read_configs(configs)
     parser = make_parser()
     if trainer_flags:
-        from lightning_app.commands.evaluate import add_trainer
+        from lightning_app.trainer import add_trainer_flags
 
-        add_trainer(parser)
+        add_trainer_flags(parser)
         parser.set_defaults({"trainer.enable_progress_bar": False})  # one batch: nothing to show
     config = parser.parse_args(with_defaults_from(values.get("generate"), rest, parser))
     options = GenerateOptions(**{f.name: config[f.name] for f in fields(GenerateOptions)}).resolve()
@@ -155,16 +155,16 @@ def predict_with_trainer(
     seed: int,
 ) -> list[str]:
     """The same texts by `trainer.predict`, for its devices and precisions."""
-    from lightning.pytorch import Trainer
     from torch.utils.data import DataLoader
 
     from lightning_app.module import CharGPT
+    from lightning_app.trainer import make_trainer
 
     model = CharGPT(**trained.hyper_parameters)
     model.gpt, model.unigram = trained.gpt, trained.unigram
     model.generate, model.generate_seed = options, seed
     model.num_samples = config.num_samples
-    trainer = Trainer(**parser.instantiate_classes(config).trainer)
+    trainer = make_trainer(dict(parser.instantiate_classes(config).trainer))
     if trainer.world_size > 1:
         raise UserError("predict writes on one device; use --trainer.devices 1")
     loader = DataLoader(prompts, batch_size=len(prompts), collate_fn=list)
