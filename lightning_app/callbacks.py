@@ -130,51 +130,45 @@ class WeightAverage(Callback):
 
     def __init__(self, decay: float) -> None:
         self.decay = decay
-        self.average: dict[str, Tensor] | None = None
-
-    def weights(self, pl_module: LightningModule) -> dict[str, Tensor]:
-        return {NETWORK + name: w.data for name, w in pl_module.gpt.state_dict().items()}
+        self.average: list[Tensor] | None = None  # one for each parameter
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if not just_stepped(trainer):
             return
-        weights = self.weights(pl_module)
+        weights = [p.data for p in pl_module.gpt.parameters()]
         if self.average is None:
-            self.average = {name: w.clone() for name, w in weights.items()}
+            self.average = [w.clone() for w in weights]
         n = trainer.global_step
-        decay = min(self.decay, n / (10 + n))
-        torch._foreach_lerp_(list(self.average.values()), list(weights.values()), 1 - decay)
+        torch._foreach_lerp_(self.average, weights, 1 - min(self.decay, n / (10 + n)))
 
     def swap(self, pl_module: LightningModule) -> None:
-        for name, weight in self.weights(pl_module).items():
-            average = self.average[name]
-            raw = weight.clone()
-            weight.copy_(average)
+        for p, average in zip(pl_module.gpt.parameters(), self.average or [], strict=False):
+            raw = p.data.clone()
+            p.data.copy_(average)
             average.copy_(raw)
 
     def on_validation_start(self, trainer, pl_module) -> None:
-        if self.average is not None:
-            self.swap(pl_module)
+        self.swap(pl_module)
 
     def on_validation_end(self, trainer, pl_module) -> None:
-        if self.average is not None:
-            self.swap(pl_module)
+        self.swap(pl_module)
 
     def on_save_checkpoint(self, trainer, pl_module, checkpoint) -> None:
         section = checkpoint.setdefault(SECTION, {})
         if self.average is None:
             return
+        of = {id(p): a for p, a in zip(pl_module.gpt.parameters(), self.average, strict=True)}
+        weights = pl_module.gpt.state_dict(keep_vars=True)  # tied matrices stand there twice
+        average = {NETWORK + name: of[id(p)] for name, p in weights.items()}
         if trainer.checkpoint_callback.saving == "best":
-            section["raw"], checkpoint["state_dict"] = checkpoint["state_dict"], self.average
-        else:
-            section["average"] = self.average
+            section["raw"], checkpoint["state_dict"] = checkpoint["state_dict"], average
+        section["average"] = average  # the same tensors: they are stored once
 
     def on_load_checkpoint(self, trainer, pl_module, checkpoint) -> None:
-        section = checkpoint[SECTION]
-        if "raw" in section:
-            self.average, checkpoint["state_dict"] = checkpoint["state_dict"], section["raw"]
-        else:
-            self.average = section.get("average")
+        average = checkpoint[SECTION].get("average")
+        if average is not None:
+            names = [NETWORK + name for name, _ in pl_module.gpt.named_parameters()]
+            self.average = [average[name].to(pl_module.device) for name in names]
 
 
 class StepBar(ProgressBar):

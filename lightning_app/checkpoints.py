@@ -55,7 +55,9 @@ def plain(value: Any) -> Any:
         return {plain(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(v) for v in value]
-    for kind in (bool, int, float, str):
+    if isinstance(value, str):
+        return str.__str__(value)  # an enum's own str() would name the member
+    for kind in (bool, int, float):
         if isinstance(value, kind):
             return kind(value)
     return value
@@ -119,7 +121,9 @@ def load(path: Path) -> Trained:
             name.removeprefix(NETWORK): weight
             for name, weight in (info.get("average") or state["state_dict"]).items()
         }
-        with torch.device("meta"):
+        if config.n_layer > len(weights) or config.block_size > 1 << 20:
+            raise ValueError("sizes beyond what the file holds")
+        with torch.device("meta"):  # nothing is allocated by the file's numbers
             gpt = GPT(config)
         expected = {name: weight.shape for name, weight in gpt.state_dict().items()}
         if {name: weight.shape for name, weight in weights.items()} != expected:
@@ -131,7 +135,10 @@ def load(path: Path) -> Trained:
         gpt = GPT(config)
         gpt.load_state_dict(weights)
         tokenizer = Tokenizer(alphabet)
-    except (KeyError, TypeError, ValueError, AttributeError, AssertionError, RuntimeError) as error:
+    except (
+        *(KeyError, TypeError, ValueError, AttributeError, AssertionError, RuntimeError),
+        UserError,
+    ) as error:
         first = str(error).split("\n")[0][:120]
         raise UserError(f"{path} is damaged: {first}; use another checkpoint of the run") from None
     return Trained(gpt.eval(), tokenizer, info, hyper_parameters)

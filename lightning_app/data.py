@@ -110,7 +110,7 @@ class CharDataModule(L.LightningDataModule):
         self.seed = seed
         if not 1 <= len(self.splits) <= 3 or min(self.splits) < 0:
             raise UserError(f"--data.splits is {self.splits}; give one to three shares")
-        if abs(sum(self.splits) - 1) > 1e-6:
+        if not abs(sum(self.splits) - 1) <= 1e-6:  # not a number is refused too
             raise UserError(
                 f"--data.splits is {self.splits}, which adds up to {sum(self.splits):g}; "
                 "the shares must add up to 1, like [0.9, 0.05, 0.05]"
@@ -129,7 +129,7 @@ class CharDataModule(L.LightningDataModule):
         self.name = found.name
         self.text = encode(found.files, Path(self.data_dir) / "cache")
         n = len(self.text.ids)
-        bounds = [int(n * share) for share in np.cumsum(self.splits).round(12)]
+        bounds = [int(round(n * share, 6)) for share in np.cumsum(self.splits)]
         if found.snap:
             bounds = [min((*self.text.starts, n), key=lambda s: abs(s - b)) for b in bounds]
         bounds = [0, *bounds, n, n, n][:4]
@@ -152,7 +152,10 @@ class CharDataModule(L.LightningDataModule):
         """Use a trained network's ids, which may know more characters. Raises UserError when the
         text has others."""
         self.setup()
-        self.ids_of = Tokenizer(alphabet).encode(self.text.alphabet, f"the corpus {self.corpus}")
+        tokenizer = Tokenizer(alphabet)
+        if missing := [c for c in self.text.alphabet if c not in tokenizer.ids]:
+            raise UserError(tokenizer.explain(missing, f"the corpus {self.corpus}"))
+        self.ids_of = tokenizer.encode(self.text.alphabet)
 
     @property
     def alphabet(self) -> str:

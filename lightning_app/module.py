@@ -6,6 +6,7 @@ from jsonargparse.typing import NonNegativeFloat, PositiveInt
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from lightning_app.checkpoints import SECTION
 from lightning_app.data import Batch
 from lightning_app.generation import GenerateOptions, complete
 from lightning_app.gpt import GPT, GPTConfig, loss_per_character
@@ -67,6 +68,10 @@ class CharGPT(L.LightningModule):
         self.train_piece_loss = CharacterLoss()
         self.gradient_norm: Tensor | None = None
         self.figures: dict[str, float] = {}  # of the last validation or test
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """A file whose weights are the average keeps the raw ones, which training goes on from."""
+        checkpoint["state_dict"] = checkpoint[SECTION].get("raw", checkpoint["state_dict"])
 
     # Training
 

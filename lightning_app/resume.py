@@ -22,7 +22,7 @@ MUST_MATCH = (
     ("schedule", "schedule"),
 )
 # Applied to a run that goes on.
-MAY_CHANGE = ("max_steps", "dropout", "optim", "intervals", "logger")
+MAY_CHANGE = ("max_steps", "dropout", "optim", "patience", "intervals", "logger")
 # The run goes on, but not bit for bit as it would have.
 INEXACT = ("device", "precision", "torch", "threads", "compile", "processes", "accumulate")
 
@@ -52,12 +52,19 @@ def changes(name: str, old: Any, new: Any) -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         keys = list(dict.fromkeys([*old, *new]))
         return [line for k in keys for line in changes(f"{name}.{k}", old.get(k), new.get(k))]
-    return [] if old == new else [f"{name}: {shorten(old)} -> {shorten(new)}"]
+    if old == new:
+        return []
+    old, new = str(old), str(new)
+    pairs = enumerate(zip(old, new, strict=False))
+    at = next((i for i, (a, b) in pairs if a != b), min(len(old), len(new)))
+    return [f"{name}: {shorten(old, at)} -> {shorten(new, at)}"]
 
 
-def shorten(value: Any) -> str:
-    text = f"{value:g}" if isinstance(value, float) else str(value)
-    return text if len(text) <= 60 else f"{text[:40]!r}... ({len(text)} characters)"
+def shorten(text: str, at: int) -> str:
+    """`text` in one line; of a long one the piece around place `at`, where the other differs."""
+    if len(text) > 60:
+        return f"...{text[max(0, at - 10) :][:40]!r}... ({len(text)} characters)"
+    return text if text.isprintable() and text == " ".join(text.split()) else repr(text)
 
 
 def refuse(run: str, lines: list[str]) -> UserError:

@@ -1,5 +1,6 @@
 """Runs and configs on disk: names, folders, locks, and which checkpoint a command means."""
 
+import copy
 import difflib
 import os
 import re
@@ -61,10 +62,12 @@ def read_configs(paths: list[Path]) -> dict[str, Any]:
     for path in paths:
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, ValueError) as error:
             mark = getattr(error, "problem_mark", None)
             where = f" in line {mark.line + 1}" if mark else ""
-            problem = getattr(error, "problem", None) or "not UTF-8 text"
+            problem = getattr(error, "problem", None) or " ".join(str(error).split())
+            if isinstance(error, UnicodeDecodeError):
+                problem = "not UTF-8 text"
             raise UserError(f"{path} is not valid YAML{where}: {problem}") from None
         if not isinstance(values, dict):
             raise UserError(f"{path} holds no `key: value` lines; see configs/ for examples")
@@ -77,7 +80,7 @@ def merge(into: dict[str, Any], values: dict[str, Any]) -> None:
         if isinstance(value, dict) and isinstance(into.get(key), dict):
             merge(into[key], value)
         else:
-            into[key] = value
+            into[key] = copy.deepcopy(value)  # YAML aliases share objects
 
 
 def check_name(name: str) -> str:
@@ -120,9 +123,11 @@ def find_checkpoint(ckpt_path: str | None, run: str | None) -> Path:
     run = run or newest_run()
     path = LOGS / run / "checkpoints" / f"{ckpt_path or 'best'}.ckpt"
     if not path.is_file():
-        runs = sorted(set(known_runs()))
+        runs = sorted({*known_runs()} - {run})
         near = difflib.get_close_matches(run, runs, n=1)
         hint = f"did you mean --run {near[0]}?" if near else f"runs: {', '.join(runs) or 'none'}"
+        if path.with_name("last.ckpt").is_file():
+            hint = "--ckpt_path last is there"
         what = f"run {run} has no" if (LOGS / run).is_dir() else f"there is no run {run}, so no"
         raise UserError(f"{what} {path}; {hint}")
     return path
@@ -166,7 +171,7 @@ def resume_point(run: str) -> tuple[Path, dict[str, Any], str | None] | None:
     """
     folder = LOGS / run / "checkpoints"
     problem = None
-    for name in ("last.ckpt", checkpoints.PREVIOUS):
+    for name in ("last.ckpt", checkpoints.PREVIOUS, "best.ckpt"):
         path = folder / name
         if not path.exists():
             continue
@@ -175,8 +180,9 @@ def resume_point(run: str) -> tuple[Path, dict[str, Any], str | None] | None:
         except UserError as error:
             problem = problem or error
             continue
-        note = f"{problem}; going on from {path}" if problem else None
-        return path, state, note
+        if name == "last.ckpt":
+            return path, state, None
+        return path, state, f"{problem or f'{folder}/last.ckpt is missing'}; going on from {path}"
     if problem:
         raise UserError(f"{problem}; --fresh true moves run {run} aside and starts anew")
     return None

@@ -35,23 +35,24 @@ class Tokenizer:
         """Ids of `text`, int64 (len(text),). Raises UserError naming the characters it lacks."""
         missing = [c for c in dict.fromkeys(text) if c not in self.ids]
         if missing:
-            raise UserError(self.explain(text, missing, what))
+            at = text.index(missing[0])
+            raise UserError(f"{self.explain(missing, what)} (the first at position {at})")
         return np.array([self.ids[c] for c in text], dtype=np.int64)
 
     def decode(self, ids) -> str:
         return "".join(self.alphabet[i] for i in ids)
 
-    def explain(self, text: str, missing: list[str], what: str) -> str:
+    def explain(self, missing: list[str], what: str) -> str:
+        """Which characters `what` has that the alphabet lacks, and what to write instead."""
         named = [self.name(c) for c in missing[:5]]
         if len(missing) > 5:
             named.append(f"and {len(missing) - 5} more")
-        first = text.index(missing[0])
         remedies = [
             f"write {plain!r} for {c!r}" for c in missing[:5] if (plain := self.nearest(c)) != ""
         ]
         return (
-            f"{what} has characters the model never saw: {', '.join(named)} "
-            f"(the first at position {first}); {', '.join(remedies) or 'leave them out'}"
+            f"{what} has characters the model never saw: {', '.join(named)}; "
+            f"{', '.join(remedies) or 'leave them out'}"
         )
 
     @staticmethod

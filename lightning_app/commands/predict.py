@@ -62,6 +62,8 @@ def main(argv: list[str]) -> int:
         return 0
     if torch.cuda.is_available():
         trained.gpt.cuda()
+    elif len(prompts) * config.num_samples == 1:
+        torch.set_num_threads(1)  # one row's products are small: threads wait longer than they work
     write(trained, prompts, options, seed, config.num_samples)
     return 0
 
