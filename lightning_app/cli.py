@@ -87,7 +87,11 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, UserError):
         return str(error)
     text = str(error)
-    if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
+    if (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in text
+    ):
         return (
             "out of memory; halve --data.batch_size and double "
             "--trainer.accumulate_grad_batches for the same training, or use a smaller network"

@@ -62,7 +62,7 @@ class EvalBatches:
         self.data, self.first, self.last = data, first, last
 
     def __len__(self) -> int:
-        count = windows.eval_windows(self.first, self.last, self.data.block_size)
+        count = windows.eval_windows(self.first, self.last, self.data.eval_stride)
         return -(-count // (self.data.batch_size * self.data.trainer.world_size))
 
     def __iter__(self) -> Iterator[Batch]:
@@ -71,7 +71,7 @@ class EvalBatches:
             row = (i * trainer.world_size + trainer.global_rank) * data.batch_size
             rows = np.arange(row, row + data.batch_size)
             idx, targets = windows.eval_batch(
-                data.text.ids, self.first, self.last, data.block_size, rows
+                data.text.ids, self.first, self.last, data.block_size, data.eval_stride, rows
             )
             if data.ids_of is not None:
                 idx, targets = data.ids_of[idx], np.where(targets < 0, -1, data.ids_of[targets])
@@ -115,6 +115,7 @@ class CharDataModule(L.LightningDataModule):
                 f"--data.splits is {self.splits}, which adds up to {sum(self.splits):g}; "
                 "the shares must add up to 1, like [0.9, 0.05, 0.05]"
             )
+        self.eval_stride = block_size  # characters each evaluation window scores
         self.text: EncodedText | None = None
         self.ids_of: np.ndarray | None = None  # the network's id for each of the text's
 

@@ -20,6 +20,7 @@ class CharacterLoss(Metric):
 
     def __init__(self) -> None:
         super().__init__()
+        self.scored = 0
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
@@ -37,6 +38,8 @@ class CharacterLoss(Metric):
         self.count += (targets >= 0).sum()
 
     def compute(self) -> Tensor:
+        """The mean; `scored` then says over how many characters, of all processes."""
+        self.scored = int(self.count)
         return self.total / self.count
 
 

@@ -73,24 +73,31 @@ def train_batch(ids, starts: NDArray[np.int64], block_size: int) -> tuple[NDArra
     return window[:, :-1], window[:, 1:]
 
 
-def eval_windows(first: int, last: int, block_size: int) -> int:
+def eval_windows(first: int, last: int, stride: int) -> int:
     """How many windows score the characters first..last-1 of a corpus, each once.
 
     A character is predicted from those before it, the preceding split's last one included, so only
     the corpus's very first character is unscored.
     """
     scored = last - max(first, 1)
-    return max(0, -(-scored // block_size))
+    return max(0, -(-scored // stride))
 
 
 def eval_batch(
-    ids, first: int, last: int, block_size: int, rows: NDArray[np.int64]
+    ids, first: int, last: int, block_size: int, stride: int, rows: NDArray[np.int64]
 ) -> tuple[NDArray, NDArray]:
-    """Inputs and targets (B, block_size) of the windows numbered `rows`; targets are -1 where the
-    split has ended, also for whole rows numbered past the last window (padding)."""
-    targets_at = max(first, 1) + rows[:, None] * block_size + np.arange(block_size)
-    inside = targets_at < last
-    at = np.minimum(targets_at, last - 1)
+    """Inputs and targets (B, block_size) of the windows numbered `rows`.
+
+    Each window scores `stride` characters, at its end: with stride block_size windows lie side by
+    side; with less, characters see block_size - stride others at least, reaching back into the
+    preceding split. Targets are -1 where a window does not score, past the end of the split, and in
+    whole rows numbered past the last window (padding).
+    """
+    scored = max(first, 1) + rows[:, None] * stride  # the first character each window scores
+    begins = np.maximum(scored + stride - block_size, 1)  # at the corpus's start there is less
+    at = begins + np.arange(block_size)
+    inside = (at >= scored) & (at < scored + stride) & (at < last)
+    at = np.minimum(at, len(ids) - 1)
     idx = ids[at - 1].astype(np.int64)
     targets = np.where(inside, ids[at].astype(np.int64), -1)
     return idx, targets

@@ -352,6 +352,17 @@ def test_a_changed_corpus_is_not_scored_silently(folder, main):
     is_error(main("fit", "--config", "tiny.yaml"), "data.corpus", "--fresh")
 
 
+def test_sliding_scores_the_same_characters_with_more_context(trained, main, monkeypatch):
+    monkeypatch.chdir(trained.folder)
+    block, sliding = (
+        main("validate", "--run", "tiny", "--evaluate", mode).out for mode in ("block", "sliding")
+    )
+    count = r"characters +(\d+)"
+    assert re.search(count, block)[1] == re.search(count, sliding)[1]
+    assert "context: sliding" in sliding
+    assert re.search(r"loss +(\S+)", block)[1] != re.search(r"loss +(\S+)", sliding)[1]
+
+
 def test_an_empty_test_split_names_validate(folder, main):
     assert main("fit", "--config", "tiny.yaml", "--data.splits", "[0.9,0.1]").code == 0
     is_error(main("test", "--config", "tiny.yaml"), "test split is empty", "validate")

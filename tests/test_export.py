@@ -81,9 +81,8 @@ def test_an_exported_network_writes_the_same_greedy_text(kind, folders):
 
 
 @every_kind
-def test_an_exported_network_is_float32_and_holds_no_matrix_twice(kind, folders):
+def test_an_exported_file_holds_every_weight_once(kind, folders):
     weights = load_file(folders[kind] / "model.safetensors")
-    assert {w.dtype for w in weights.values()} == {torch.float32}
     assert sum(w.numel() for w in weights.values()) == sum(
         p.numel() for p in network(kind).parameters()
     )
@@ -92,6 +91,8 @@ def test_an_exported_network_is_float32_and_holds_no_matrix_twice(kind, folders)
 def test_a_half_precision_network_is_exported_in_float32(tmp_path):
     half = GPT(network("plain").config).bfloat16()
     export(half, ALPHABET, tmp_path / "half")
+    weights = load_file(tmp_path / "half" / "model.safetensors")
+    assert {w.dtype for w in weights.values()} == {torch.float32}
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "half")
     assert torch.equal(model.model.embed_tokens.weight, half.embedding.weight.float())
 

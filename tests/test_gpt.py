@@ -198,10 +198,12 @@ def test_rows_of_a_batch_do_not_see_each_other():
 def test_mixed_precision_moves_logits_by_rounding_only():
     gpt = filled()
     idx = text(gpt, 3, gpt.config.block_size)
-    exact = gpt(idx)
+    exact, dtypes = gpt(idx), set()
+    for block in gpt.blocks:
+        block.register_forward_hook(lambda _, args, out: dtypes.update({args[0].dtype, out.dtype}))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed = gpt(idx)
-    assert mixed.dtype == torch.bfloat16
+    assert dtypes == {mixed.dtype} == {torch.bfloat16}  # half the memory, all the way through
     assert 0 < (mixed - exact).norm() < 0.05 * exact.norm()
 
 

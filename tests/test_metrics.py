@@ -30,6 +30,7 @@ def test_loss_is_the_mean_over_all_characters_of_unequal_batches_and_padding_doe
         scored += [loss for loss, target in pairs if target >= 0]
     assert metric.count.item() == len(scored)
     assert metric.compute().dtype == torch.float64
+    assert metric.scored == len(scored)
     assert metric.compute().item() == pytest.approx(math.fsum(scored) / len(scored), rel=1e-14)
 
 
@@ -95,7 +96,8 @@ def test_converting_the_module_around_it_leaves_it_float64(convert):
 
 def test_it_keeps_no_graph():
     metric = CharacterLoss()
-    metric(torch.ones(2, requires_grad=True) * 2, torch.tensor([0, 0]))
+    batch = metric(torch.ones(2, requires_grad=True) * 2, torch.tensor([0, 0]))
+    assert not batch.requires_grad
     assert not metric.total.requires_grad
 
 

@@ -161,22 +161,29 @@ def test_targets_are_the_inputs_shifted_by_one():
 
 
 @pytest.mark.parametrize("block_size", [1, 2, 5, 8])
-def test_every_character_of_a_split_is_scored_once_from_the_one_before_it(block_size):
+@pytest.mark.parametrize("overlap", [0, 0.5])
+def test_every_character_of_a_split_is_scored_once_from_the_one_before_it(block_size, overlap):
+    stride = max(1, block_size - int(block_size * overlap))
     n = 25
     ids = np.arange(100, 100 + n, dtype=np.uint8)  # an id tells its position
     for first in range(n):
         for last in range(first + 1, n + 1):
-            rows = np.arange(eval_windows(first, last, block_size))
-            idx, targets = eval_batch(ids, first, last, block_size, rows)
+            rows = np.arange(eval_windows(first, last, stride))
+            idx, targets = eval_batch(ids, first, last, block_size, stride, rows)
             assert idx.shape == targets.shape == (len(rows), block_size)
             scored = targets >= 0
             assert targets[scored].tolist() == list(range(100 + max(first, 1), 100 + last))
             assert (idx[scored] == targets[scored] - 1).all()
+            for row, at in zip(idx, targets, strict=True):  # how far a character can look back
+                seen = [i for i, t in enumerate(at) if t >= 0]
+                if seen:
+                    missing = block_size - stride - seen[0]
+                    assert missing <= 0 or row[0] == 100
 
 
 def test_inside_a_window_inputs_are_consecutive_characters():
     ids = np.arange(50, dtype=np.uint8)
-    idx, _ = eval_batch(ids, 10, 42, 8, np.arange(4))
+    idx, _ = eval_batch(ids, 10, 42, 8, 8, np.arange(4))
     assert (np.diff(idx, axis=1) == 1).all()
 
 
@@ -192,7 +199,7 @@ def test_the_splits_together_score_the_whole_text_but_its_first_character():
     scored = []
     for first, last in ((0, 41), (41, 53), (53, 60)):
         rows = np.arange(eval_windows(first, last, 8))
-        targets = eval_batch(ids, first, last, 8, rows)[1]
+        targets = eval_batch(ids, first, last, 8, 8, rows)[1]
         scored += targets[targets >= 0].tolist()
     assert scored == list(range(1, n))
 
@@ -200,7 +207,7 @@ def test_the_splits_together_score_the_whole_text_but_its_first_character():
 def test_padding_is_scored_nowhere_and_its_inputs_are_ids():
     ids = np.full(60, 7, dtype=np.uint16)
     last_window = eval_windows(20, 50, 8) - 1
-    idx, targets = eval_batch(ids, 20, 50, 8, np.arange(last_window, last_window + 4))
+    idx, targets = eval_batch(ids, 20, 50, 8, 8, np.arange(last_window, last_window + 4))
     assert (targets[0] >= 0).tolist() == [True] * 6 + [False] * 2
     assert (targets[1:] == -1).all()
     assert (idx == 7).all()

@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 from jsonargparse.typing import PositiveInt
 
@@ -40,6 +41,13 @@ class EvaluateParser(Parser):
         add = self.add_argument
         add("--run", type=str | None, help="The run (default: the config's, else the newest).")
         add("--ckpt_path", type=str | None, help="A checkpoint file, or best or last of the run.")
+        add(
+            "--evaluate",
+            type=Literal["block", "sliding"],
+            default="block",
+            help="block: windows side by side, as in training; sliding: every character sees at "
+            "least half a window before it.",
+        )
         add("--debug", type=bool, default=False, help="Show tracebacks.")
         add("--seed_everything", type=int | None, help="Accepted for symmetry; scoring is exact.")
         self.add_class_arguments(DataOptions, "data")
@@ -56,6 +64,8 @@ def main(argv: list[str]) -> int:
     trained = checkpoints.load(path)
     init = parser.instantiate_classes(config)
     data = rebuild_data(trained, init.data)
+    if config.evaluate == "sliding":
+        data.eval_stride = max(1, data.block_size // 2)
     model = CharGPT(**trained.hyper_parameters)
     model.gpt = trained.gpt
     flags = dict(init.trainer)
@@ -76,7 +86,7 @@ def main(argv: list[str]) -> int:
         print(f"perplexity  {f['perplexity']:.6f}")
         print(f"bpc         {f['bpc']:.6f}")
         print(
-            f"characters  {int(model.eval_loss.count)} (context: block, windows of "
+            f"characters  {model.eval_loss.scored} (context: {config.evaluate}, windows of "
             f"{data.block_size}; {trainer.precision})"
         )
     return 0
