@@ -78,6 +78,7 @@ def export(gpt: GPT, alphabet: str, folder: Path) -> None:
     Raises UserError when the libraries are missing or the folder already holds something.
     """
     try:
+        import tokenizers  # noqa: F401
         from safetensors.torch import save_file
     except ModuleNotFoundError:
         raise UserError(

@@ -24,8 +24,6 @@ from lightning_app.errors import UserError
 from lightning_app.gpt import GPT, KVCache
 from lightning_app.tokenizer import Tokenizer
 
-CHOICES = ("argmax", "prob", "top_k", "top_p", "min_p")
-
 
 @dataclass(frozen=True)
 class GenerateOptions:
@@ -61,7 +59,6 @@ class GenerateOptions:
             if top_k not in (None, 5):
                 raise UserError(f"--sampling top5 contradicts --top_k {top_k}; leave one out")
             sampling, top_k = "top_k", 5
-            given = [*given, "top_k"] if "top_k" not in given else given
         if sampling is None:
             if len(given) > 1:
                 both = " and ".join(f"--{name}" for name in given)
@@ -81,7 +78,7 @@ class GenerateOptions:
             defaults["min_p"] = 0.05
         chosen = {name: value for name, value in defaults.items() if name == sampling}
         if self.temperature == 0:
-            sampling = "argmax"
+            return replace(self, sampling="argmax", top_k=None, top_p=None, min_p=None)
         return replace(self, sampling=sampling, **chosen)
 
 
@@ -213,10 +210,9 @@ def generate(
     seen = np.zeros((len(prompts), gpt.config.vocab_size), dtype=bool)
     for row, p in zip(seen, prompts, strict=True):
         row[list(p)] = True
-    first = True
     while True:
         uniform = np.array([s.random() for s in streams])
-        empty = [i for i, h in enumerate(histories) if h.n == 0] if first else []
+        empty = [i for i, h in enumerate(histories) if h.n == 0]
         ids = np.zeros(len(prompts), dtype=np.int64)
         if empty:
             if unigram is None:
@@ -231,7 +227,6 @@ def generate(
         for i, token in enumerate(ids):
             histories[i].append(int(token))
             seen[i, token] = True
-        first = False
         yield ids
 
 
@@ -253,7 +248,7 @@ def complete(
     options = options.resolve()
     encoded = [tokenizer.encode(p, "the prompt").tolist() for p in prompts]
     rows = [(i, j) for i in range(len(prompts)) for j in range(num_samples)]
-    texts, ended = [""] * len(rows), [options.max_new_tokens == 0] * len(rows)
+    ended = [False] * len(rows)
     pieces: list[list[str]] = [[] for _ in rows]
     tails = [""] * len(rows)  # as much of each text as a stop text can reach back
     steps = generate(
@@ -277,5 +272,4 @@ def complete(
             on_characters(new)
         if all(ended):
             break
-    texts = ["".join(p) for p in pieces]
-    return texts
+    return ["".join(p) for p in pieces]

@@ -16,11 +16,15 @@ from jsonargparse.typing import (
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
+    restricted_number_type,
 )
 from torch import Tensor
 from torch.optim.adamw import adamw
 
 from lightning_app.gpt import GPT
+
+# How much of the past a running average keeps: all of it would never move.
+Memory = restricted_number_type("Memory", float, [(">=", 0), ("<", 1)])
 
 
 @dataclass
@@ -44,10 +48,10 @@ class OptimOptions:
     learning_rate: PositiveFloat = 3e-3
     muon_learning_rate: PositiveFloat = 0.03
     weight_decay: NonNegativeFloat = 0.0
-    beta1: ClosedUnitInterval = 0.9
-    beta2: ClosedUnitInterval = 0.95
-    momentum: ClosedUnitInterval = 0.95
-    average_decay: ClosedUnitInterval = 0.0
+    beta1: Memory = 0.9
+    beta2: Memory = 0.95
+    momentum: Memory = 0.95
+    average_decay: Memory = 0.0
 
 
 @dataclass
