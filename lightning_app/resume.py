@@ -12,8 +12,7 @@ from lightning_app.errors import UserError
 # Another network, other data or another path through them: not the same run any more.
 MUST_MATCH = (
     ("network", "model"),
-    ("corpus", "data.corpus"),
-    ("alphabet", "data.corpus"),
+    ("alphabet", "alphabet"),
     ("splits", "data.splits"),
     ("seed", "seed_everything"),
     ("block_size", "data.block_size"),
@@ -38,6 +37,9 @@ class Differences:
 
 def compare(old: dict[str, Any], new: dict[str, Any]) -> Differences:
     differences = Differences()
+    if old["fingerprint"] != new["fingerprint"]:  # the same text may lie elsewhere
+        names = (f"{x['corpus']} ({x['fingerprint'][:8]})" for x in (old, new))
+        differences.refused += changes("data.corpus", *names)
     for key, option in MUST_MATCH:
         differences.refused += changes(option, old[key], new[key])
     for key in MAY_CHANGE:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 import yaml
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
@@ -134,11 +135,11 @@ class FitCLI(LightningCLI):
         if self.config.ckpt_path:
             path = runs.find_checkpoint(self.config.ckpt_path, self.run)
             self.point = (path, checkpoints.read(path), None)
-        if not self.dev_run:
-            if self.is_main:
-                self.lock = runs.lock(self.run)
-                if self.config.fresh and (aside := runs.set_aside(self.run)):
-                    self.say(f"moved {self.folder} to {aside}")
+        if self.config.fresh and self.config.ckpt_path:
+            raise UserError("--fresh and --ckpt_path contradict each other; leave one out")
+        if not self.dev_run and self.is_main:
+            self.lock = runs.lock(self.run)
+        if not self.dev_run and not self.config.fresh:
             self.point = self.point or runs.resume_point(self.run)
         self.source = None
         if self.config.init_from and self.point is None:
@@ -177,7 +178,9 @@ class FitCLI(LightningCLI):
         self.accelerator = hardware.choose_accelerator(str(config["accelerator"]))
         if config["precision"] is None:
             config["precision"] = hardware.choose_precision(self.accelerator)
-        self.model.compile_network = self.decide_compile(str(config["precision"]))
+        self.model.compile_network, self.seconds = self.plan(str(config["precision"]))
+        if config["deterministic"] is None and self.accelerator == "cpu":
+            config["deterministic"] = True  # bit-exact resume; on a CPU it costs nothing
         config["logger"] = [] if self.dev_run else self.loggers(config["logger"])
         plugins = config["plugins"] or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
@@ -203,7 +206,8 @@ class FitCLI(LightningCLI):
         self.facts = self.checkpoints.facts = self.describe(trainer)
         return trainer
 
-    def decide_compile(self, precision: str) -> bool:
+    def plan(self, precision: str) -> tuple[bool, float]:
+        """Whether to compile, and about how many seconds the whole run takes."""
         wanted = self.config.compile
         if wanted is True and not hardware.can_compile(self.accelerator):
             raise UserError(
@@ -222,8 +226,7 @@ class FitCLI(LightningCLI):
             and hardware.can_compile(self.accelerator)
             and eager > 10 * COMPILE_SECONDS
         )
-        self.seconds = flops / (rate * COMPILED_EFFICIENCY) if compiles else eager
-        return compiles
+        return compiles, flops / (rate * COMPILED_EFFICIENCY) if compiles else eager
 
     def loggers(self, given: Logger | list[Logger] | bool | None) -> list[Logger]:
         """TensorBoard in the run's folder, unless the Trainer's flag says otherwise."""
@@ -251,19 +254,19 @@ class FitCLI(LightningCLI):
     def describe(self, trainer: Trainer) -> dict:
         """The facts of this run as checkpoints keep them; see `resume`."""
         c, data, model = self.config, self.datamodule, self.model
-        description = data.describe()
-        model.unigram = torch.tensor(counts := data.counts(), dtype=torch.float64).numpy()
-        model.unigram /= model.unigram.sum()
+        counts = data.counts()
+        model.unigram = np.array(counts) / sum(counts)
         optim = asdict(model.optim)
         network = {
             k: v for k, v in asdict(model.gpt.config).items() if k not in ("dropout", "block_size")
         }
         return {
             "format": checkpoints.FORMAT,
-            "data": description,
+            "data": data.describe(),
             "counts": counts,
             "network": network,
-            "corpus": f"{data.name} ({description['fingerprint'][:12]})",
+            "corpus": data.name,
+            "fingerprint": data.text.fingerprint,
             "alphabet": data.alphabet,
             "splits": data.splits,
             "seed": c.seed_everything,
@@ -394,6 +397,8 @@ def main(argv: list[str]) -> int:
         return 0
     cli.say(*header(cli))
     if not cli.dev_run and cli.is_main:
+        if cli.config.fresh and (aside := runs.set_aside(cli.run)):
+            cli.say(f"           what was there is now {aside}")
         cli.save_config()
     path = cli.point[0] if cli.point else None
     try:
