@@ -65,7 +65,7 @@ class TrainingLog(Callback):
         if pl_module.gradient_norm is not None:
             values["train/gradient_norm"] = float(pl_module.gradient_norm)
         for group in trainer.optimizers[0].param_groups:
-            values[f"learning_rate/{group['name']}"] = group["lr"]
+            values[f"train/learning_rate/{group['name']}"] = group["lr"]
         for logger in trainer.loggers:
             logger.log_metrics(values, step=step)
         self.reset()

@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from filelock import FileLock
-
 from lightning_app.errors import UserError
+from lightning_app.locks import lock_file
 
 NAMES = ("shakespeare", "tiny_shakespeare")
 
@@ -280,10 +279,7 @@ def _writing(data_dir: Path, name: str) -> Iterator[Path]:
     """
     part = data_dir / f".{name}.part"
     try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        lock = data_dir / f".{name}.lock"
-        lock.touch()  # fails at once where FileLock, on some file systems, would wait for ever
-        with FileLock(lock):
+        with lock_file(data_dir / f".{name}.lock"):
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir()
             try:

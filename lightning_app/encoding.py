@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 from tqdm import tqdm
 
 from lightning_app.errors import UserError
+from lightning_app.locks import lock_file
 
 CHUNK = 4 << 20  # bytes read at a time
 CODE_POINTS = 0x110000
@@ -136,10 +136,11 @@ def encode(files: Sequence[Path], cache: Path) -> EncodedText:
         raise UserError(f"the corpus is empty: {', '.join(map(str, files[:3]))}")
     dtype = np.dtype(np.min_scalar_type(len(alphabet) - 1))
     folder = cache / fingerprint[:20]
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not is_whole(folder, fingerprint, n * dtype.itemsize):
-            write(files, folder, fingerprint, alphabet, dtype)
+    size = n * dtype.itemsize
+    if not is_whole(folder, fingerprint, size):
+        with lock_file(folder.with_suffix(".lock")):
+            if not is_whole(folder, fingerprint, size):  # another process made it meanwhile
+                write(files, folder, fingerprint, alphabet, dtype)
     return EncodedText(
         ids=np.memmap(folder / "ids.bin", dtype=dtype, mode="r", shape=(n,)),
         alphabet=alphabet,

@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from lightning_app import checkpoints
 from lightning_app.errors import UserError
+from lightning_app.locks import lock_file
 
 LOGS = Path("logs")
 PROJECT_CONFIGS = Path(__file__).parent.parent / "configs"
@@ -139,9 +140,7 @@ def reject_url(url: str) -> Path:
 
 def lock(run: str) -> FileLock:
     """Hold the run for this process: a lock of the system's, which dies with its holder."""
-    folder = LOGS / ".locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    held = FileLock(folder / f"{run}.lock")
+    held = lock_file(LOGS / ".locks" / f"{run}.lock")
     try:
         held.acquire(timeout=0)
     except Timeout:

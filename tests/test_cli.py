@@ -297,7 +297,7 @@ def test_overfitting_one_batch_learns_it_by_heart(folder, main):
 def test_learning_rates_follow_the_schedule(folder, main, name):
     flags = ("--schedule.name", name, "--optim.name", "adamw", "--trainer.log_every_n_steps", 1)
     assert main("fit", "--config", "tiny.yaml", *flags).code == 0
-    rates = [value for _, value in scalars(folder, "tiny")["learning_rate/blocks"]]
+    rates = [value for _, value in scalars(folder, "tiny")["train/learning_rate/blocks"]]
     assert len(rates) == 20
     assert 0 < rates[0] < rates[2] == max(rates)
     assert (rates[-1] < 0.2 * max(rates)) == (name != "constant")
@@ -309,7 +309,7 @@ def test_tensorboard_shows_the_run(trained):
     tags = set(board.Tags()["scalars"])
     assert {f"{s}/{f}" for s in ("train", "val") for f in ("loss", "perplexity", "bpc")} <= tags
     assert {"val/gap", "train/gradient_norm", "train/characters_per_second"} <= tags
-    assert {"learning_rate/blocks", "learning_rate/embedding_and_gains"} <= tags
+    assert {"train/learning_rate/blocks", "train/learning_rate/embedding_and_gains"} <= tags
     assert [e.step for e in board.Scalars("val/loss")] == [10, 20]
     texts = set(board.Tags()["tensors"])
     assert {"config/text_summary", "samples/prompted/text_summary"} <= texts
