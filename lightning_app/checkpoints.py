@@ -5,7 +5,9 @@ the file needs to stand alone. Everything in it is a tensor, a number, a string 
 them: it loads with `weights_only=True`.
 """
 
+import errno
 import os
+import shutil
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -37,8 +39,11 @@ def write(state: dict[str, Any], path: Path, previous: Path | None = None) -> No
             os.replace(path, previous)
         os.replace(temporary, path)
     except RuntimeError as error:  # torch hides a full disk behind its own error
+        full = shutil.disk_usage(path.parent).free < 1 << 20
         temporary.unlink(missing_ok=True)
-        raise OSError(f"{path} could not be written: {error}") from error
+        if full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -13,7 +13,12 @@ set_parsing_settings(config_read_mode_fsspec_enabled=False)
 
 
 class FriendlyErrors:
-    """Mixin for a parser: its errors are UserErrors."""
+    """Mixin for a parser: its errors are UserErrors, and its usage is a line."""
+
+    def __init__(self, *args, prog: str, **kwargs) -> None:
+        usage = f"{prog} [--config CONFIG] [--option VALUE ...]"
+        kwargs |= {"prog": prog, "usage": usage, "allow_abbrev": False}
+        super().__init__(*args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise UserError(tidy(message, known_keys(self))) from ex
@@ -21,9 +26,6 @@ class FriendlyErrors:
 
 class Parser(FriendlyErrors, ArgumentParser):
     """For the commands that do not need Lightning."""
-
-    def __init__(self, *args, **kwargs) -> None:
-        super().__init__(*args, allow_abbrev=False, default_env=False, **kwargs)
 
 
 # How jsonargparse says that it does not know an option, on the command line and in a config.

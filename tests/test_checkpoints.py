@@ -4,9 +4,11 @@ import enum
 import errno
 import os
 import pickle
+import shutil
 import signal
 from collections import OrderedDict, defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -127,6 +129,7 @@ def test_a_failure_while_saving_leaves_the_old_files_and_nothing_else(
         failure()
 
     with monkeypatch.context() as broken:
+        broken.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
         broken.setattr(*((torch, "save", save) if where is torch else (os, "fsync", failure)))
         with pytest.raises(raised):
             write({"step": 3}, last, previous)

@@ -564,3 +564,11 @@ def test_every_shipped_config_parses(path, folder, monkeypatch):
     cli = FitCLI([path], [])
     assert cli.config.trainer.max_steps > 0
     assert yaml.safe_load(path.read_text())["data"]["corpus"] == cli.config.data.corpus
+
+
+@pytest.mark.parametrize("prompt", ["-x", "--prompt", "1", "null", "true", "a: b", "[1]", "{", "#"])
+def test_a_prompt_is_taken_as_it_is(folder, main, prompt):
+    (folder / "text.txt").write_text("-x --prompt 1 null true a: b [1] { # ab\n" * 100)
+    assert main("fit", "--config", "tiny.yaml", "--trainer.max_steps", 1).code == 0
+    done = main("predict", "--prompt", prompt, "--max_new_tokens", 0, "--seed_everything", 1)
+    assert done.out == prompt + "\n", done.err

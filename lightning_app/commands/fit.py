@@ -1,6 +1,7 @@
 """fit: train a run, resume it, extend it, or fine-tune another one's weights."""
 
 import os
+import shlex
 import sys
 import time
 from dataclasses import asdict
@@ -44,8 +45,7 @@ COMPILE_SECONDS = 15  # with the cache cold 20 to 60, warm 3
 
 class Parser(FriendlyErrors, LightningArgumentParser):
     def __init__(self, *args, **kwargs) -> None:
-        kwargs |= {"allow_abbrev": False, "prog": "main.py fit", "description": __doc__}
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **kwargs | {"prog": "main.py fit", "description": __doc__})
 
 
 class FitCLI(LightningCLI):
@@ -472,7 +472,8 @@ def summary(cli: FitCLI) -> list[str]:
         unigram=trained.unigram,
     )[0]
     example = "O God, O God!"
-    example = example if all(c in trained.tokenizer.ids for c in example) else text.split()[0]
+    if not set(example) <= set(trained.tokenizer.alphabet):
+        example = " ".join(text.split())[:20]
     return [
         *lines,
         "",
@@ -481,7 +482,7 @@ def summary(cli: FitCLI) -> list[str]:
         "-" * 60,
         "",
         "next:",
-        f'  python main.py predict --run {cli.run} --prompt "{example}"',
+        f"  python main.py predict --run {cli.run} --prompt {shlex.quote(example)}",
         f"  python main.py test --run {cli.run}",
         f"  tensorboard --logdir {runs.LOGS}",
     ]

@@ -38,7 +38,7 @@ def make_parser() -> Parser:
 
 
 def main(argv: list[str]) -> int:
-    configs, rest = runs.split_configs(argv)
+    configs, rest = runs.split_configs(join_texts(argv))
     trainer_flags = [a for a in rest if a.startswith("--trainer")]
     values = runs.read_configs(configs)
     parser = make_parser()
@@ -66,6 +66,17 @@ def main(argv: list[str]) -> int:
         torch.set_num_threads(1)  # one row's products are small: threads wait longer than they work
     write(trained, prompts, options, seed, config.num_samples)
     return 0
+
+
+def join_texts(argv: list[str]) -> list[str]:
+    """`--prompt -x` as `--prompt=-x`: a text may look like an option."""
+    joined: list[str] = []
+    for argument in argv:
+        if joined and joined[-1] in ("--prompt", "--stop"):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 def with_defaults_from(generate: Any, rest: list[str], parser: Parser) -> list[str]:
