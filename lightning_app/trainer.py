@@ -1,8 +1,8 @@
-"""The Trainer of commands that only score or write, and errors of its flags in one line."""
+"""The Trainer's flags: which make sense here, and their errors in one line."""
 
 from typing import Any
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -15,6 +15,41 @@ SCORING = {
     "enable_model_summary": False,
     "use_distributed_sampler": False,  # batches know their process themselves
 }
+
+
+def check_flags(trainer: Namespace) -> None:
+    """Refuse, by UserError, flags that make no sense where one counts in steps."""
+    if trainer.max_epochs not in (None, -1) or trainer.min_epochs not in (None, 0):
+        raise UserError(
+            "--trainer.max_epochs and min_epochs mean nothing here: a text is one stream of "
+            "windows; use --trainer.max_steps"
+        )
+    if trainer.max_steps < 1:
+        raise UserError(f"--trainer.max_steps is {trainer.max_steps}; it must be at least 1")
+    if trainer.check_val_every_n_epoch is not None:
+        raise UserError(
+            "--trainer.check_val_every_n_epoch means nothing here; use "
+            "--trainer.val_check_interval, in batches"
+        )
+    interval, accumulate = trainer.val_check_interval, trainer.accumulate_grad_batches
+    if not isinstance(interval, int) or isinstance(interval, bool) or interval < 1:
+        raise UserError(
+            f"--trainer.val_check_interval is {interval!r}; give a whole number of batches"
+        )
+    if accumulate < 1:
+        raise UserError(f"--trainer.accumulate_grad_batches is {accumulate}; at least 1")
+    if interval % accumulate:
+        raise UserError(
+            f"--trainer.val_check_interval {interval} is not a multiple of "
+            f"--trainer.accumulate_grad_batches {accumulate}: validation would fall inside a step"
+        )
+    if trainer.enable_checkpointing is False:
+        raise UserError(
+            "--trainer.enable_checkpointing false would lose the run; to try something without a "
+            "trace use --trainer.fast_dev_run true"
+        )
+    if not float(trainer.overfit_batches).is_integer():
+        raise UserError("--trainer.overfit_batches takes a whole number of batches here")
 
 
 def add_trainer_flags(parser: ArgumentParser) -> None:

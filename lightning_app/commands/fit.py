@@ -1,7 +1,6 @@
 """fit: train a run, resume it, extend it, or fine-tune another one's weights."""
 
 import os
-import shlex
 import sys
 import time
 from dataclasses import asdict
@@ -19,15 +18,15 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from lightning_app import checkpoints, hardware, resume, runs
 from lightning_app.callbacks import StepBar, TextSamples, TrainingLog, WeightAverage
+from lightning_app.commands import screens
 from lightning_app.data import CharDataModule
 from lightning_app.errors import UserError
-from lightning_app.generation import GenerateOptions, complete
-from lightning_app.metrics import figures
+from lightning_app.generation import GenerateOptions
 from lightning_app.module import CharGPT
 from lightning_app.optim import OptimOptions, ScheduleOptions
 from lightning_app.parsing import FriendlyErrors
 from lightning_app.saving import AtomicCheckpointIO, Checkpoints, Interrupted, Signals
-from lightning_app.trainer import make_trainer
+from lightning_app.trainer import check_flags, make_trainer
 
 TRAINER_DEFAULTS = {
     "max_steps": 2000,
@@ -126,7 +125,7 @@ class FitCLI(LightningCLI):
     # Which run, and whether it may go on
 
     def before_instantiate_classes(self) -> None:
-        check_trainer_flags(self.config.trainer)
+        check_flags(self.config.trainer)
         self.run = runs.run_name(self.config.run, self.configs)
         self.folder = runs.LOGS / self.run
         self.dev_run = bool(self.config.trainer.fast_dev_run)  # leaves no trace
@@ -328,41 +327,6 @@ class FitCLI(LightningCLI):
                 logger.experiment.add_text("config", text, 0)
 
 
-def check_trainer_flags(trainer) -> None:
-    """Refuse the Trainer's flags that make no sense in steps, with the right name."""
-    if trainer.max_epochs not in (None, -1) or trainer.min_epochs not in (None, 0):
-        raise UserError(
-            "--trainer.max_epochs and min_epochs mean nothing here: a text is one stream of "
-            "windows; use --trainer.max_steps"
-        )
-    if trainer.max_steps < 1:
-        raise UserError(f"--trainer.max_steps is {trainer.max_steps}; it must be at least 1")
-    if trainer.check_val_every_n_epoch is not None:
-        raise UserError(
-            "--trainer.check_val_every_n_epoch means nothing here; use "
-            "--trainer.val_check_interval, in batches"
-        )
-    interval, accumulate = trainer.val_check_interval, trainer.accumulate_grad_batches
-    if not isinstance(interval, int) or isinstance(interval, bool) or interval < 1:
-        raise UserError(
-            f"--trainer.val_check_interval is {interval!r}; give a whole number of batches"
-        )
-    if accumulate < 1:
-        raise UserError(f"--trainer.accumulate_grad_batches is {accumulate}; at least 1")
-    if interval % accumulate:
-        raise UserError(
-            f"--trainer.val_check_interval {interval} is not a multiple of "
-            f"--trainer.accumulate_grad_batches {accumulate}: validation would fall inside a step"
-        )
-    if trainer.enable_checkpointing is False:
-        raise UserError(
-            "--trainer.enable_checkpointing false would lose the run; to try something without a "
-            "trace use --trainer.fast_dev_run true"
-        )
-    if not float(trainer.overfit_batches).is_integer():
-        raise UserError("--trainer.overfit_batches takes a whole number of batches here")
-
-
 def inherit(model: CharGPT, source: checkpoints.Trained) -> list[str]:
     """Copy the weights of `source`; a character's rows of embedding and head go to its new place,
     new characters keep their initial ones. Returns lines to say."""
@@ -395,7 +359,7 @@ def main(argv: list[str]) -> int:
         if info["best"]:
             print(f"best val/loss {info['best']['loss']:.4f} at step {info['best']['step']:,}")
         return 0
-    cli.say(*header(cli))
+    cli.say(*screens.before(cli))
     if not cli.dev_run and cli.is_main:
         if cli.config.fresh and (aside := runs.set_aside(cli.run)):
             cli.say(f"           what was there is now {aside}")
@@ -410,79 +374,5 @@ def main(argv: list[str]) -> int:
         cli.say(f"saved {saved} at step {step:,}; the same command goes on from there")
         raise
     if cli.is_main and not cli.dev_run:
-        print("\n".join(summary(cli)))
+        print("\n".join(screens.after(cli)))
     return 0
-
-
-def header(cli: FitCLI) -> list[str]:
-    """What is about to happen: corpus, network, machine, length."""
-    data, gpt, facts = cli.datamodule, cli.model.gpt, cli.facts
-    parameters = sum(p.numel() for p in gpt.parameters())
-    sizes = ", ".join(f"{name} {b - a:,}" for name, (a, b) in data.bounds.items() if b > a)
-    steps = cli.trainer.max_steps
-    if cli.point:
-        steps -= cli.point[1][checkpoints.SECTION]["step"]
-    minutes = cli.seconds / 60 * steps / cli.trainer.max_steps
-    compiled = ", compiled" if facts["compile"] else ""
-    return [
-        f"corpus     {data.corpus}: {len(data.text.ids):,} characters ({sizes})",
-        *(f"           {note}" for note in data.text.notes),
-        f"alphabet   {len(data.alphabet)} characters",
-        f"network    {parameters / 1e6:.2f} M parameters: {gpt.config.n_layer} layers, "
-        f"{gpt.config.n_head} heads, width {gpt.config.n_embd}, context {gpt.config.block_size}",
-        f"device     {cli.accelerator}, {facts['precision']}{compiled}",
-        f"training   {steps:,} steps of {facts['global_batch'] * facts['block_size']:,} "
-        f"characters, about {minutes:.1f} minutes",
-        f"run        {cli.folder} (watch it: tensorboard --logdir {runs.LOGS})"
-        if not cli.dev_run
-        else "run        none: fast_dev_run leaves no trace",
-    ]
-
-
-def summary(cli: FitCLI) -> list[str]:
-    """The screen at the end: how good, where it is, a sample, what to type next."""
-    best = cli.checkpoints.best
-    minutes = (time.perf_counter() - cli.began) / 60
-    steps = cli.trainer.global_step
-    how = "stopped early after" if cli.checkpoints.stopped_early else "finished:"
-    lines = [f"run {cli.run} {how} {steps:,} steps, {minutes:.1f} minutes", ""]
-    path = cli.folder / "checkpoints" / "best.ckpt"
-    if not best or not path.exists():
-        return [*lines, "no validation ran, so there is no best.ckpt"]
-    f = figures(best["loss"])
-    lines += [
-        f"best val/loss  {f['loss']:.4f} nats per character (step {best['step']:,})",
-        f"perplexity     {f['perplexity']:.4f}",
-        f"bpc            {f['bpc']:.4f}",
-        f"checkpoint     {path}",
-    ]
-    if steps - best["step"] > 0.2 * steps:
-        lines.append(
-            f"overfitting: the best step was {steps - best['step']:,} before the last; more "
-            "dropout or weight decay, a smaller network or --early_stopping_patience may help"
-        )
-    trained = checkpoints.load(path)
-    prompt = "\n" if "\n" in trained.tokenizer.ids else ""
-    text = complete(
-        trained.gpt,
-        trained.tokenizer,
-        [prompt],
-        GenerateOptions(max_new_tokens=300),
-        seed=cli.config.seed_everything,
-        unigram=trained.unigram,
-    )[0]
-    example = "O God, O God!"
-    if not set(example) <= set(trained.tokenizer.alphabet):
-        example = " ".join(text.split())[:20]
-    return [
-        *lines,
-        "",
-        "-- a sample ".ljust(60, "-"),
-        text.strip("\n"),
-        "-" * 60,
-        "",
-        "next:",
-        f"  python main.py predict --run {cli.run} --prompt {shlex.quote(example)}",
-        f"  python main.py test --run {cli.run}",
-        f"  tensorboard --logdir {runs.LOGS}",
-    ]

@@ -1,0 +1,86 @@
+"""What fit says before training and after it."""
+
+import shlex
+import time
+from typing import TYPE_CHECKING
+
+from lightning_app import checkpoints, runs
+from lightning_app.generation import GenerateOptions, complete
+from lightning_app.metrics import figures
+
+if TYPE_CHECKING:
+    from lightning_app.commands.fit import FitCLI
+
+
+def before(cli: "FitCLI") -> list[str]:
+    """What is about to happen: corpus, network, machine, length."""
+    data, gpt, facts = cli.datamodule, cli.model.gpt, cli.facts
+    parameters = sum(p.numel() for p in gpt.parameters())
+    sizes = ", ".join(f"{name} {b - a:,}" for name, (a, b) in data.bounds.items() if b > a)
+    steps = cli.trainer.max_steps
+    if cli.point:
+        steps -= cli.point[1][checkpoints.SECTION]["step"]
+    minutes = cli.seconds / 60 * steps / cli.trainer.max_steps
+    compiled = ", compiled" if facts["compile"] else ""
+    return [
+        f"corpus     {data.corpus}: {len(data.text.ids):,} characters ({sizes})",
+        *(f"           {note}" for note in data.text.notes),
+        f"alphabet   {len(data.alphabet)} characters",
+        f"network    {parameters / 1e6:.2f} M parameters: {gpt.config.n_layer} layers, "
+        f"{gpt.config.n_head} heads, width {gpt.config.n_embd}, context {gpt.config.block_size}",
+        f"device     {cli.accelerator}, {facts['precision']}{compiled}",
+        f"training   {steps:,} steps of {facts['global_batch'] * facts['block_size']:,} "
+        f"characters, about {minutes:.1f} minutes",
+        f"run        {cli.folder} (watch it: tensorboard --logdir {runs.LOGS})"
+        if not cli.dev_run
+        else "run        none: fast_dev_run leaves no trace",
+    ]
+
+
+def after(cli: "FitCLI") -> list[str]:
+    """The screen at the end: how good, where it is, a sample, what to type next."""
+    best = cli.checkpoints.best
+    minutes = (time.perf_counter() - cli.began) / 60
+    steps = cli.trainer.global_step
+    how = "stopped early after" if cli.checkpoints.stopped_early else "finished:"
+    lines = [f"run {cli.run} {how} {steps:,} steps, {minutes:.1f} minutes", ""]
+    path = cli.folder / "checkpoints" / "best.ckpt"
+    if not best or not path.exists():
+        return [*lines, "no validation ran, so there is no best.ckpt"]
+    f = figures(best["loss"])
+    lines += [
+        f"best val/loss  {f['loss']:.4f} nats per character (step {best['step']:,})",
+        f"perplexity     {f['perplexity']:.4f}",
+        f"bpc            {f['bpc']:.4f}",
+        f"checkpoint     {path}",
+    ]
+    if steps - best["step"] > 0.2 * steps:
+        lines.append(
+            f"overfitting: the best step was {steps - best['step']:,} before the last; more "
+            "dropout or weight decay, a smaller network or --early_stopping_patience may help"
+        )
+    trained = checkpoints.load(path)
+    prompt = "\n" if "\n" in trained.tokenizer.ids else ""
+    text = complete(
+        trained.gpt,
+        trained.tokenizer,
+        [prompt],
+        GenerateOptions(max_new_tokens=300),
+        seed=cli.config.seed_everything,
+        unigram=trained.unigram,
+    )[0]
+    example = "O God, O God!"
+    if not set(example) <= set(trained.tokenizer.alphabet):
+        example = " ".join(text.split())[:20]
+    return [
+        *lines,
+        "",
+        "-- a sample ".ljust(60, "-"),
+        text.strip("\n"),
+        "-" * 60,
+        "",
+        "next:",
+        f"  python main.py predict --run {cli.run} --prompt {shlex.quote(example)}",
+        f"  python main.py test --run {cli.run}",
+        f"  tensorboard --logdir {runs.LOGS}",
+    ]
