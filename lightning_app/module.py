@@ -17,6 +17,7 @@ from lightning_app.optim import (
     ScheduleOptions,
     learning_rate_scale,
     parameter_groups,
+    window_size,
 )
 from lightning_app.tokenizer import Tokenizer
 from lightning_app.windows import keys
@@ -101,7 +102,9 @@ class CharGPT(L.LightningModule):
             group["lr"] = group["peak_lr"] * scale
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        losses, targets = self.losses(batch)
+        step, steps = self.global_step, self.trainer.max_steps
+        size = window_size(step, steps, self.hparams.block_size, self.schedule)
+        losses, targets = self.losses(tuple(x.reshape(-1, size) for x in batch))
         self.train_loss.update(losses, targets)
         return losses.mean()
 

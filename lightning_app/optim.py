@@ -7,7 +7,7 @@ nearest orthogonal matrix. It suits the blocks' matrices; embedding, head and ga
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -21,6 +21,7 @@ from jsonargparse.typing import (
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from lightning_app.errors import UserError
 from lightning_app.gpt import GPT
 
 # How much of the past a running average keeps: all of it would never move.
@@ -63,12 +64,35 @@ class ScheduleOptions:
         warmup_steps: Steps of linear rise at the start; the first step already moves.
         decay_fraction: The last part of the run that decays; before it the rate is constant.
         final_fraction: Where the decay ends, relative to the peak.
+        windows: Pairs [from, size]: from this fraction of the run on, windows are cut into pieces
+            of this fraction of block_size. Short windows first teach the same for less attention.
     """
 
     name: Literal["cosine", "linear", "constant"] = "linear"
     warmup_steps: NonNegativeInt = 20
     decay_fraction: ClosedUnitInterval = 0.6
     final_fraction: ClosedUnitInterval = 0.0
+    windows: list[list[float]] = field(default_factory=lambda: [[0.0, 1.0]])
+
+
+def window_size(step: int, max_steps: int, block_size: int, options: ScheduleOptions) -> int:
+    """How many characters the windows of a step have. Raises UserError for a schedule that does
+    not cut block_size into equal pieces."""
+    size = 1.0
+    for pair in options.windows:
+        if len(pair) != 2 or not 0 <= pair[0] <= 1 or not 0 < pair[1] <= 1:
+            raise UserError(
+                f"--schedule.windows has {pair}; give pairs [from, size] of fractions, like "
+                "[[0, 0.5], [0.6, 1]]"
+            )
+        if block_size * pair[1] % 1 or block_size % (block_size * pair[1]):
+            raise UserError(
+                f"--schedule.windows cuts --data.block_size {block_size} into pieces of "
+                f"{block_size * pair[1]:g}, which does not come out even"
+            )
+        if step >= pair[0] * max_steps:
+            size = pair[1]
+    return int(block_size * size)
 
 
 def learning_rate_scale(step: int, max_steps: int, options: ScheduleOptions) -> float:
@@ -93,7 +117,8 @@ def orthogonalize(g: Tensor) -> Tensor:
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(5):
         a = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+        p = torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315)
+        x = torch.baddbmm(x, p, x, beta=3.4445)
     return x
 
 

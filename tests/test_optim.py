@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_app.errors import UserError
 from lightning_app.gpt import GPT, GPTConfig, loss_per_character
 from lightning_app.optim import (
     MuonAdamW,
@@ -14,6 +15,7 @@ from lightning_app.optim import (
     learning_rate_scale,
     orthogonalize,
     parameter_groups,
+    window_size,
 )
 
 
@@ -321,3 +323,21 @@ def test_an_extended_run_has_the_schedule_of_a_run_begun_at_that_length(options)
     assert [learning_rate_scale(i, 80, options) for i in reversed(range(80))] == fresh[::-1]
     before_any_decay = round(40 * (1 - options.decay_fraction))
     assert scales(options, 40)[:before_any_decay] == fresh[:before_any_decay]
+
+
+# Windows.
+
+
+def test_windows_grow_where_the_schedule_says_and_only_there():
+    options = ScheduleOptions(windows=[[0, 0.25], [0.35, 0.5], [0.8, 1]])
+    sizes = [window_size(step, 100, 64, options) for step in range(100)]
+    assert sizes == [16] * 35 + [32] * 45 + [64] * 20
+    assert {window_size(step, 100, 64, ScheduleOptions()) for step in range(100)} == {64}
+
+
+@pytest.mark.parametrize(
+    "windows", [[[0, 0.3]], [[0, 0]], [[0, 2]], [[0]], [[-1, 0.5]], [[0, 0.75]]]
+)
+def test_windows_that_do_not_cut_evenly_are_refused(windows):
+    with pytest.raises(UserError, match="--schedule.windows"):
+        window_size(0, 100, 64, ScheduleOptions(windows=windows))

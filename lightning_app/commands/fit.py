@@ -23,7 +23,7 @@ from lightning_app.data import CharDataModule
 from lightning_app.errors import UserError
 from lightning_app.generation import GenerateOptions
 from lightning_app.module import CharGPT
-from lightning_app.optim import OptimOptions, ScheduleOptions
+from lightning_app.optim import OptimOptions, ScheduleOptions, window_size
 from lightning_app.parsing import FriendlyErrors
 from lightning_app.saving import AtomicCheckpointIO, Checkpoints, Interrupted, Signals
 from lightning_app.trainer import check_flags, make_trainer
@@ -165,6 +165,7 @@ class FitCLI(LightningCLI):
         self.model.schedule = self.config_init.schedule
         self.model.generate = self.config_init.generate
         self.config_init.generate.resolve()  # contradictions are found before training
+        window_size(0, 1, self.datamodule.block_size, self.model.schedule)
         if self.source:
             self.say(*inherit(self.model, self.source))
         self.trainer = self.instantiate_trainer()

@@ -1,0 +1,91 @@
+"""Train a config several times and print what it reaches, in how long, on how fast a machine.
+
+    python benchmarks/train.py tiny_shakespeare --seeds 1 2 3 [-- --trainer.max_steps 100 ...]
+
+Each row: seed, measured bf16 product rate, seconds from process start to the end of `fit`, of these
+in training steps, best val/loss, and nanoGPT's figure (see `nanogpt_figure`).
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from lightning_app import checkpoints, corpora, hardware  # noqa: E402
+from lightning_app.encoding import encode  # noqa: E402
+from lightning_app.gpt import loss_per_character  # noqa: E402
+
+SAMPLED = "train/characters_per_second"
+
+
+@torch.no_grad()
+def nanogpt_figure(path: Path, block_size: int = 256) -> float:
+    """Mean loss over whole windows of 256 side by side in the validation split, fp32: what nanoGPT
+    estimates from random windows. The split's first character is only an input."""
+    trained = checkpoints.load(path)
+    data = trained.info["data"]
+    text = encode(corpora.find(data["corpus"]).files, Path("data/cache"))
+    first = int(len(text.ids) * data["splits"][0])
+    ids = torch.from_numpy(np.array(text.ids[first:], dtype=np.int64))
+    n = (len(ids) - 1) // block_size
+    x = ids[: n * block_size].view(n, block_size)
+    y = ids[1 : n * block_size + 1].view(n, block_size)
+    pairs = zip(x.split(16), y.split(16), strict=True)
+    losses = [loss_per_character(trained.gpt(a), b) for a, b in pairs]
+    return float(torch.cat(losses).double().mean())
+
+
+def training_seconds(run: Path) -> float:
+    """Time in optimizer steps, from the speeds logged; compile and validation excluded."""
+    board = EventAccumulator(str(run))
+    board.Reload()
+    config = checkpoints.read(run / "checkpoints" / "last.ckpt")[checkpoints.SECTION]
+    speeds = board.Scalars(SAMPLED)[1:]  # the first interval compiles
+    per_step = config["global_batch"] * config["block_size"]
+    seconds = [
+        (b.step - a.step) * per_step / b.value
+        for a, b in zip(board.Scalars(SAMPLED), speeds, strict=False)
+    ]
+    return sum(seconds) * config["step"] / (config["step"] - board.Scalars(SAMPLED)[0].step)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("config")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("overrides", nargs="*", help="after --: options of fit")
+    args = parser.parse_args()
+    print("seed  GFLOP/s  seconds  in steps  val/loss  nanoGPT's figure")
+    figures = []
+    for seed in args.seeds:
+        rate = hardware.product_rate("cpu", "bf16", seconds=1.0) / 1e9
+        run = f"bench_{Path(args.config).stem}_{seed}"
+        command = [sys.executable, str(ROOT / "main.py"), "fit", "--config", args.config]
+        command += ["--run", run, "--fresh", "true", "--seed_everything", str(seed)]
+        began = time.perf_counter()
+        subprocess.run([*command, *args.overrides], check=True, capture_output=True)
+        seconds = time.perf_counter() - began
+        folder = Path("logs") / run
+        best = folder / "checkpoints" / "best.ckpt"
+        figure = nanogpt_figure(best)
+        figures.append(figure)
+        loss = checkpoints.read(best)[checkpoints.SECTION]["val_loss"]
+        print(
+            f"{seed:4}  {rate:7.0f}  {seconds:7.1f}  {training_seconds(folder):8.1f}  "
+            f"{loss:8.4f}  {figure:8.4f}",
+            flush=True,
+        )
+    print(f"median of nanoGPT's figure: {statistics.median(figures):.4f}")
+
+
+if __name__ == "__main__":
+    main()
