@@ -339,5 +339,5 @@ def test_windows_grow_where_the_schedule_says_and_only_there():
     "windows", [[[0, 0.3]], [[0, 0]], [[0, 2]], [[0]], [[-1, 0.5]], [[0, 0.75]]]
 )
 def test_windows_that_do_not_cut_evenly_are_refused(windows):
-    with pytest.raises(UserError, match="--schedule.windows"):
+    with pytest.raises(UserError, match=r"--schedule\.windows"):
         window_size(0, 100, 64, ScheduleOptions(windows=windows))
