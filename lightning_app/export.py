@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from lightning_app.errors import UserError
-from lightning_app.gpt import GPT, NORM_EPS, ROPE_THETA
+from lightning_app.gpt import GPT, NORM_EPS
 
 NAMES = {
     "embedding.": "model.embed_tokens.",
@@ -48,8 +48,8 @@ def qwen3_config(gpt: GPT) -> dict:
         "hidden_act": "silu",
         "max_position_embeddings": c.block_size,
         "rms_norm_eps": NORM_EPS,
-        "rope_theta": ROPE_THETA,  # where transformers 4 looks
-        "rope_parameters": {"rope_type": "default", "rope_theta": ROPE_THETA},  # and 5
+        "rope_theta": c.rope_theta,  # where transformers 4 looks
+        "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_theta},  # and 5
         "attention_bias": False,
         "attention_dropout": 0.0,
         "tie_word_embeddings": c.tie_embeddings,

@@ -18,7 +18,6 @@ from torch import Tensor
 from lightning_app.errors import UserError
 
 NORM_EPS = 1e-6
-ROPE_THETA = 10_000.0  # wavelengths up to 63,000 characters: more than any block_size here
 
 
 @dataclass(frozen=True)
@@ -27,6 +26,7 @@ class GPTConfig:
 
     `n_kv_head` None means one key/value head per query head; `mlp_size` None means 8/3 n_embd,
     rounded down to a multiple of 64, which gives SwiGLU the parameters of a 4 n_embd MLP.
+    `rope_theta` sets the longest wavelength of the rotary positions, 2 pi rope_theta characters.
     """
 
     vocab_size: int
@@ -38,6 +38,7 @@ class GPTConfig:
     mlp_size: int | None = None
     dropout: float = 0.0
     tie_embeddings: bool = False
+    rope_theta: float = 500.0
 
     def __post_init__(self) -> None:
         if self.n_kv_head is None:
@@ -59,6 +60,8 @@ class GPTConfig:
                 f"n_head {self.n_head} is not a multiple of n_kv_head {self.n_kv_head}; "
                 "each key/value head serves the same number of query heads"
             )
+        if not 1 <= self.rope_theta < 1e9:
+            raise UserError(f"rope_theta is {self.rope_theta}; it must be at least 1")
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
 
@@ -195,7 +198,7 @@ class GPT(nn.Module):
         if c.tie_embeddings:
             self.lm_head.weight = self.embedding.weight
 
-        frequencies = ROPE_THETA ** (-torch.arange(0, c.head_dim, 2) / c.head_dim)
+        frequencies = c.rope_theta ** (-torch.arange(0, c.head_dim, 2) / c.head_dim)
         angles = torch.outer(torch.arange(c.block_size), frequencies)[:, None]
         self.register_buffer("cos", angles.cos(), persistent=False)  # (block_size, 1, head_dim / 2)
         self.register_buffer("sin", angles.sin(), persistent=False)

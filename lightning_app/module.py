@@ -2,7 +2,7 @@
 
 import lightning as L
 import torch
-from jsonargparse.typing import NonNegativeFloat, PositiveInt
+from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
@@ -39,6 +39,8 @@ class CharGPT(L.LightningModule):
         mlp_size: Hidden width of the MLP; null is 8/3 n_embd.
         dropout: Share of the embedding's and each branch's outputs dropped in training.
         tie_embeddings: Use one matrix for embedding and logits.
+        rope_theta: Base of the rotary positions. The usual 10,000 is made for contexts of
+            thousands; in one of 256 it leaves most pairs of dimensions standing still.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class CharGPT(L.LightningModule):
         mlp_size: PositiveInt | None = None,
         dropout: NonNegativeFloat = 0.0,
         tie_embeddings: bool = False,
+        rope_theta: PositiveFloat = 500.0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)

@@ -29,6 +29,7 @@ SIZES = {
     "mlp_size": 16,
     "dropout": 0.1,
     "tie_embeddings": False,
+    "rope_theta": 500.0,
 }
 
 
