@@ -1,6 +1,6 @@
 """Train a config several times and print what it reaches, in how long, on how fast a machine.
 
-    python benchmarks/train.py tiny_shakespeare --seeds 1 2 3 [-- --trainer.max_steps 100 ...]
+    python benchmarks/train.py tiny_shakespeare --seeds 1 2 3 [--trainer.max_steps 100 ...]
 
 Each row: seed, measured bf16 product rate, seconds from process start to the end of `fit`, of these
 in training steps, best val/loss, and nanoGPT's figure (see `nanogpt_figure`).
@@ -62,8 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("config")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("overrides", nargs="*", help="after --: options of fit")
-    args = parser.parse_args()
+    args, overrides = parser.parse_known_args()  # what it does not know goes to fit
     print("seed  GFLOP/s  seconds  in steps  val/loss  nanoGPT's figure")
     figures = []
     for seed in args.seeds:
@@ -72,7 +71,7 @@ def main() -> None:
         command = [sys.executable, str(ROOT / "main.py"), "fit", "--config", args.config]
         command += ["--run", run, "--fresh", "true", "--seed_everything", str(seed)]
         began = time.perf_counter()
-        subprocess.run([*command, *args.overrides], check=True, capture_output=True)
+        subprocess.run([*command, *overrides], check=True, capture_output=True)
         seconds = time.perf_counter() - began
         folder = Path("logs") / run
         best = folder / "checkpoints" / "best.ckpt"

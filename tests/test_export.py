@@ -35,7 +35,7 @@ KINDS = {
     "plain": {},
     "grouped": {"n_kv_head": 2},
     "tied": {"tie_embeddings": True},
-    "theta": {"rope_theta": 30.0},
+    "theta": {"rope_theta": 100.0},
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
