@@ -205,7 +205,8 @@ class StepBar(ProgressBar):
                 dynamic_ncols=True,
                 file=sys.stderr,
             )
-            self.bar.set_postfix_str("starting (compiling takes up to a minute the first time)")
+            if pl_module.compile_network:
+                self.bar.set_postfix_str("compiling, up to a minute the first time")
 
     def seconds_left(self, trainer: Trainer) -> float:
         """Steps to come at the speed so far, and the validations between them."""

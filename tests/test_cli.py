@@ -53,7 +53,7 @@ def test_fit_leaves_a_run_and_says_how_good_it_is(trained):
     assert {"best.ckpt", "last.ckpt"} <= names <= {"best.ckpt", "last.ckpt", "previous.ckpt"}
     for word in ("best val/loss", "perplexity", "bpc", "best.ckpt", "predict --run tiny"):
         assert word in trained.out
-    for word in ("corpus", "alphabet", "parameters", "cpu", "20 steps", "minutes"):
+    for word in ("corpus", "alphabet", "parameters", "cpu", "20 steps", "minute"):
         assert word in trained.err
     assert "Tip" not in trained.out + trained.err
 

@@ -20,7 +20,8 @@ def before(cli: "FitCLI") -> list[str]:
     steps = cli.trainer.max_steps
     if cli.point:
         steps -= cli.point[1][checkpoints.SECTION]["step"]
-    minutes = cli.seconds / 60 * steps / cli.trainer.max_steps
+    seconds = cli.seconds * steps / cli.trainer.max_steps
+    time_needed = f"about {seconds / 60:.1f} minutes" if seconds >= 60 else "less than a minute"
     compiled = ", compiled" if facts["compile"] else ""
     return [
         f"corpus     {data.corpus}: {len(data.text.ids):,} characters ({sizes})",
@@ -30,7 +31,7 @@ def before(cli: "FitCLI") -> list[str]:
         f"{gpt.config.n_head} heads, width {gpt.config.n_embd}, context {gpt.config.block_size}",
         f"device     {cli.accelerator}, {facts['precision']}{compiled}",
         f"training   {steps:,} steps of {facts['global_batch'] * facts['block_size']:,} "
-        f"characters, about {minutes:.1f} minutes",
+        f"characters, {time_needed}",
         f"run        {cli.folder} (watch it: tensorboard --logdir {runs.LOGS})"
         if not cli.dev_run
         else "run        none: fast_dev_run leaves no trace",
