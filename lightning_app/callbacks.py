@@ -124,8 +124,8 @@ class WeightAverage(Callback):
     """Validates, saves and generates with an exponential average of the weights.
 
     The average's memory grows to `decay` over the first steps, so an early one is not the
-    initialisation. best.ckpt holds the average as its weights and the raw ones aside; last.ckpt
-    the other way round.
+    initialisation. Checkpoints hold both: best.ckpt has the average as its weights, last.ckpt the
+    raw ones.
     """
 
     def __init__(self, decay: float) -> None:
