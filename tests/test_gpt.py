@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from lightning_app import gpt as gpt_module
 from lightning_app.errors import UserError
 from lightning_app.export import qwen3_config, qwen3_name
 from lightning_app.gpt import GPT, GPTConfig, KVCache, loss_per_character
@@ -47,9 +48,11 @@ def close(a: Tensor, b: Tensor) -> None:
     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("piece", [128, 12, 5, 1])  # queries at a time: all, or fewer
 @every_kind
 @torch.no_grad()
-def test_logits_are_those_of_transformers_qwen3(kind):
+def test_logits_are_those_of_transformers_qwen3(kind, piece, monkeypatch):
+    monkeypatch.setattr(gpt_module, "PIECE", piece)
     gpt = filled(**KINDS[kind])
     reference = Qwen3ForCausalLM(Qwen3Config(**qwen3_config(gpt))).eval()
     reference.load_state_dict({qwen3_name(n): w for n, w in gpt.state_dict().items()})
@@ -205,6 +208,27 @@ def test_mixed_precision_moves_logits_by_rounding_only():
         mixed = gpt(idx)
     assert dtypes == {mixed.dtype} == {torch.bfloat16}  # half the memory, all the way through
     assert 0 < (mixed - exact).norm() < 0.05 * exact.norm()
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_dropout_drops_the_nearest_256th_scales_the_rest_and_the_gradient_alike(p):
+    torch.manual_seed(0)
+    x = torch.full((1001, 997), 2.0, requires_grad=True)  # not a multiple of eight
+    y = gpt_module.Dropout(p)(x)
+    dropped = round(256 * p) / 256
+    assert float((y == 0).double().mean()) == pytest.approx(dropped, abs=0.002)
+    assert y.detach().unique().tolist() == pytest.approx([0, 2 / (1 - dropped)])
+    y.sum().backward()
+    close(x.grad * 2, y.detach())
+
+
+def test_dropout_is_repeated_by_the_seed_and_differs_from_layer_to_layer():
+    dropout, x = gpt_module.Dropout(0.3), torch.ones(64, 64)
+    torch.manual_seed(3)
+    first, second = dropout(x), dropout(x)
+    torch.manual_seed(3)
+    assert torch.equal(dropout(x), first)
+    assert not torch.equal(first, second)
 
 
 @torch.no_grad()
