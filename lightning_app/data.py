@@ -24,8 +24,9 @@ AHEAD = 4096  # window starts computed at a time: one by one would cost a millis
 class TrainBatches:
     """The endless stream of training batches, from where the trainer stands on.
 
-    Micro-batch k of the run is rows of global batch k, whatever happened before; this process takes
-    its slice of it.
+    Micro-batch k of the run is global batch k, whatever happened before; this process takes its
+    slice of it. A batch is batch_size * block_size characters in windows of the size that the
+    module's schedule gives batch k.
     """
 
     def __init__(self, data: "CharDataModule") -> None:
@@ -33,23 +34,24 @@ class TrainBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         data, trainer = self.data, self.data.trainer
-        ids, size = data.split("train"), data.block_size
-        global_size = data.batch_size * trainer.world_size
-        mine = slice(
-            trainer.global_rank * data.batch_size, (trainer.global_rank + 1) * data.batch_size
-        )
+        ids, window_size = data.split("train"), trainer.lightning_module.window_size
         k = trainer.fit_loop.epoch_loop.batch_progress.total.processed
         cycle = int(trainer.overfit_batches) if trainer.overfit_batches >= 1 else None
-        ahead = max(1, AHEAD // global_size)
         while True:
-            starts = windows.train_starts(data.seed, k, global_size, size, len(ids), ahead)
-            for j, batch in enumerate(starts.reshape(ahead, global_size)):
+            size = window_size(k)
+            rows = data.batch_size * data.block_size // size
+            mine = slice(trainer.global_rank * rows, (trainer.global_rank + 1) * rows)
+            rows *= trainer.world_size
+            ahead = max(1, AHEAD // rows)
+            starts = windows.train_starts(data.seed, k, rows, size, len(ids), ahead)
+            for batch in starts.reshape(ahead, rows):
+                if window_size(k) != size:
+                    break
                 if cycle:  # the Trainer's overfit_batches: the same few batches over and over
-                    n = (k + j) % cycle
-                    batch = windows.train_starts(data.seed, n, global_size, size, len(ids))
+                    batch = windows.train_starts(data.seed, k % cycle, rows, size, len(ids))
                 idx, targets = windows.train_batch(ids, batch[mine], size)
                 yield torch.from_numpy(idx), torch.from_numpy(targets)
-            k += ahead
+                k += 1
 
 
 class EvalBatches:
@@ -85,7 +87,8 @@ class CharDataModule(L.LightningDataModule):
         corpus: The text: a UTF-8 file, a folder, a glob, or a name (shakespeare,
             tiny_shakespeare).
         block_size: Characters the model sees at once (its context).
-        batch_size: Windows in a batch, per process.
+        batch_size: Windows in a batch, per process; of shorter ones (--schedule.windows) it takes
+            as many as make the same number of characters.
         splits: Shares of the text for training, validation and test, in this order; the last may
             be left out.
         data_dir: Where corpora and their encoded form are kept.

@@ -92,6 +92,11 @@ class CharGPT(L.LightningModule):
         for group, fresh in zip(groups, parameter_groups(self.gpt, self.optim), strict=True):
             group.update({k: v for k, v in fresh.items() if k != "params"})
 
+    def window_size(self, batch: int) -> int:
+        """How many characters the windows of micro-batch number `batch` have."""
+        step = batch // self.trainer.accumulate_grad_batches
+        return window_size(step, self.trainer.max_steps, self.hparams.block_size, self.schedule)
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Everything random in a step comes from (seed, batch, process), so it can be repeated."""
         loop = self.trainer.fit_loop.epoch_loop
@@ -105,9 +110,7 @@ class CharGPT(L.LightningModule):
             group["lr"] = group["peak_lr"] * scale
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        step, steps = self.global_step, self.trainer.max_steps
-        size = window_size(step, steps, self.hparams.block_size, self.schedule)
-        losses, targets = self.losses(tuple(x.reshape(-1, size) for x in batch))
+        losses, targets = self.losses(batch)
         self.train_loss.update(losses, targets)
         return losses.mean()
 

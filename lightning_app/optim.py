@@ -64,8 +64,9 @@ class ScheduleOptions:
         warmup_steps: Steps of linear rise at the start; the first step already moves.
         decay_fraction: The last part of the run that decays; before it the rate is constant.
         final_fraction: Where the decay ends, relative to the peak.
-        windows: Pairs [from, size]: from this fraction of the run on, windows are cut into pieces
-            of this fraction of block_size. Short windows first teach the same for less attention.
+        windows: Pairs [from, size]: from this fraction of the run on, windows have this fraction of
+            block_size (and a batch more of them). Short windows first teach the same for less
+            attention, and from more places of the text.
     """
 
     name: Literal["cosine", "linear", "constant"] = "linear"

@@ -31,14 +31,22 @@ def make(tmp_path):
     return make
 
 
-def trainer(world_size=1, global_rank=0, processed=0, overfit_batches=0.0, fn=TrainerFn.FITTING):
-    """As much of a Trainer as data looks at."""
+def trainer(
+    world_size=1,
+    global_rank=0,
+    processed=0,
+    overfit_batches=0.0,
+    fn=TrainerFn.FITTING,
+    size_of=lambda k: 8,
+):
+    """As much of a Trainer as data looks at; `size_of` gives the size of the windows of batch k."""
     progress = SimpleNamespace(total=SimpleNamespace(processed=processed))
     return SimpleNamespace(
         world_size=world_size,
         global_rank=global_rank,
         overfit_batches=overfit_batches,
         state=SimpleNamespace(fn=fn),
+        lightning_module=SimpleNamespace(window_size=size_of),
         fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress)),
     )
 
@@ -182,6 +190,26 @@ def test_the_stream_does_not_depend_on_how_far_it_looks_ahead(make, monkeypatch)
     for ahead in (1, 4, 12):
         monkeypatch.setattr(data, "AHEAD", ahead)
         assert (train_batches(make(), 30, processed=3) == far).all()
+
+
+@pytest.mark.parametrize("ahead", [1, 24, 4096])
+@pytest.mark.parametrize("processed", [0, 2, 5])
+def test_the_windows_of_batch_k_have_the_size_its_schedule_gives(
+    make, monkeypatch, ahead, processed
+):
+    monkeypatch.setattr(data, "AHEAD", ahead)
+    sizes = [2] * 3 + [4] * 4 + [8] * 100
+    for rank in range(2):
+        module = make()
+        module.setup()
+        module.trainer = trainer(2, rank, processed, size_of=sizes.__getitem__)
+        batches = islice(module.train_dataloader(), 12)
+        for k, (x, y) in enumerate(batches, processed):
+            rows = 4 * 8 // sizes[k]  # always the same number of characters
+            starts = windows.train_starts(1, k, 2 * rows, sizes[k], 540)
+            expected = starts[rank * rows : (rank + 1) * rows, None] + np.arange(sizes[k] + 1)
+            assert x.tolist() == module.text.ids[expected[:, :-1]].tolist()
+            assert y.tolist() == module.text.ids[expected[:, 1:]].tolist()
 
 
 def test_another_seed_is_another_order(make):

@@ -1,0 +1,74 @@
+"""What the Trainer costs over a bare loop around the same step: both in one process, alternating.
+
+    python benchmarks/overhead.py [CONFIG] [--trainer.max_steps 1200 ...]
+
+After every 50 steps of `fit`, with all that it logs, the same network, optimizer and batches make 50
+in a plain loop. The median of each is printed; validation and saving fall outside.
+"""
+
+import itertools
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback, Trainer
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from lightning_app import runs  # noqa: E402
+from lightning_app.commands.fit import FitCLI  # noqa: E402
+from lightning_app.data import TrainBatches  # noqa: E402
+
+STEPS = 50
+
+
+class Alternate(Callback):
+    """Times STEPS steps of the Trainer, then as many of a bare loop, again and again."""
+
+    def __init__(self) -> None:
+        self.of_trainer: list[float] = []
+        self.of_loop: list[float] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if trainer.global_step % STEPS:
+            return
+        if trainer.global_step > STEPS:  # the first steps compile
+            self.of_trainer.append((time.perf_counter() - self.began) / STEPS)
+            batches = itertools.islice(TrainBatches(trainer.datamodule), STEPS)
+            optimizer = trainer.optimizers[0]
+            began = time.perf_counter()
+            for batch in batches:
+                with trainer.precision_plugin.forward_context():
+                    loss = pl_module.losses(batch)[0].mean()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(pl_module.parameters(), trainer.gradient_clip_val)
+                optimizer.step()
+                optimizer.zero_grad()
+            self.of_loop.append((time.perf_counter() - began) / STEPS)
+        self.began = time.perf_counter()
+
+
+def main() -> None:
+    config = "tiny_shakespeare"
+    args = sys.argv[1:]
+    if args and not args[0].startswith("-"):
+        config = args.pop(0)
+    steps = ["--trainer.max_steps", "1200", "--trainer.val_check_interval", "1200"]
+    options = ["--run", "overhead", "--fresh", "true", "--checkpoint_every_seconds", "1e6"]
+    cli = FitCLI([runs.find_config(config)], [*steps, *options, *args])
+    cli.save_config()
+    alternate = Alternate()
+    cli.trainer.callbacks.append(alternate)
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+    trainer, loop = (statistics.median(x) * 1000 for x in (alternate.of_trainer, alternate.of_loop))
+    print(
+        f"a step of the Trainer {trainer:.2f} ms, of a bare loop {loop:.2f} ms: "
+        f"{trainer / loop - 1:+.1%} ({len(alternate.of_loop)} times {STEPS} steps of each)"
+    )
+
+
+if __name__ == "__main__":
+    main()

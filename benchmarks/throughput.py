@@ -1,0 +1,129 @@
+"""Training speed beside nanoGPT's, at equal parameters, block and characters a step, alternating.
+
+    python benchmarks/throughput.py --nanogpt FOLDER --text FILE [--rounds 3]
+
+FOLDER is a checkout of github.com/karpathy/nanoGPT, FILE any text of a megabyte. nanoGPT's train.py
+runs as it is (on a CPU: fp32, compiled), and with bf16 autocast, compiled and not. Ours is `fit`
+with its defaults: bf16, compiled, Muon. All with optimizer step, gradient clipping and log.
+"""
+
+import argparse
+import pickle
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from lightning_app import hardware  # noqa: E402
+from lightning_app.gpt import GPTConfig  # noqa: E402
+
+SHAPES = {  # ours has the MLP that gives the same number of parameters
+    "10.6 M": {"n_layer": 6, "n_head": 6, "n_embd": 384, "mlp_size": 1024}
+    | {"block_size": 256, "batch_size": 64, "steps": 6},
+    "0.8 M": {"n_layer": 4, "n_head": 4, "n_embd": 128, "mlp_size": 344}
+    | {"block_size": 64, "batch_size": 12, "steps": 400},
+}
+CPU_CONTEXT = "nullcontext() if device_type == 'cpu' else "  # in nanoGPT's train.py
+
+
+def prepare(nanogpt: Path, text: str, folder: Path) -> None:
+    """A copy of nanoGPT's training code in `folder`, with its data, and one that uses bf16."""
+    for name in ("train.py", "model.py", "configurator.py"):
+        shutil.copy(nanogpt / name, folder)
+    code = (folder / "train.py").read_text()
+    assert CPU_CONTEXT in code, "this train.py sets its precision in a way unknown here"
+    (folder / "train_bf16.py").write_text(code.replace(CPU_CONTEXT, ""))
+    alphabet = sorted(set(text))
+    of = {c: i for i, c in enumerate(alphabet)}
+    ids = np.array([of[c] for c in text], dtype=np.uint16)
+    data = folder / "data" / "text"
+    data.mkdir(parents=True)
+    ids[: int(0.9 * len(ids))].tofile(data / "train.bin")
+    ids[int(0.9 * len(ids)) :].tofile(data / "val.bin")
+    meta = {"vocab_size": len(alphabet), "itos": dict(enumerate(alphabet)), "stoi": of}
+    (data / "meta.pkl").write_bytes(pickle.dumps(meta))
+
+
+def nanogpt_speed(folder: Path, script: str, shape: dict, compile: bool) -> float:
+    """Characters a second: the median step of the second half."""
+    flags = {k: shape[k] for k in ("n_layer", "n_head", "n_embd", "block_size", "batch_size")}
+    flags |= {"device": "cpu", "dtype": "bfloat16", "dataset": "text", "compile": compile}
+    flags |= {"gradient_accumulation_steps": 1, "eval_iters": 1, "log_interval": 1}
+    flags |= {"always_save_checkpoint": False, "max_iters": shape["steps"], "dropout": 0.0}
+    command = [sys.executable, script, *(f"--{k}={v}" for k, v in flags.items())]
+    out = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
+    times = [float(t) for t in re.findall(r"^iter \d+: .*time ([\d.]+)ms", out, re.M)]
+    step = statistics.median(times[len(times) // 2 :]) / 1000
+    return shape["batch_size"] * shape["block_size"] / step
+
+
+def our_speed(text: Path, shape: dict, folder: Path) -> float:
+    flags = {f"model.{k}": shape[k] for k in ("n_layer", "n_head", "n_embd", "mlp_size")}
+    flags |= {f"data.{k}": shape[k] for k in ("block_size", "batch_size")}
+    flags |= {"data.corpus": text, "data.splits": "[0.9,0.1]", "data.data_dir": folder / "data"}
+    flags |= {"schedule.windows": "[[0,1]]", "compile": "true", "fresh": "true"}
+    flags |= {f"trainer.{k}": shape["steps"] for k in ("max_steps", "val_check_interval")}
+    flags |= {"trainer.limit_val_batches": 1, "run": "throughput"}
+    flags |= {"trainer.log_every_n_steps": shape["steps"] // 6}
+    command = [sys.executable, str(ROOT / "main.py"), "fit"]
+    command += [f"--{k}={v}" for k, v in flags.items()]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    board = EventAccumulator(str(folder / "logs" / "throughput"))
+    board.Reload()
+    speeds = [x.value for x in board.Scalars("train/characters_per_second")]
+    return statistics.median(speeds[len(speeds) // 2 :])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--nanogpt", type=Path, required=True)
+    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    text = args.text.resolve()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        prepare(args.nanogpt, text.read_text(encoding="utf-8"), folder)
+        for name, shape in SHAPES.items():
+            runs = {
+                "ours": lambda s=shape: our_speed(text, s, folder),
+                "nanoGPT as it is": lambda s=shape: nanogpt_speed(folder, "train.py", s, True),
+                "bf16, compiled": lambda s=shape: nanogpt_speed(folder, "train_bf16.py", s, True),
+                "bf16, eager": lambda s=shape: nanogpt_speed(folder, "train_bf16.py", s, False),
+            }
+            speeds: dict[str, list[float]] = {kind: [] for kind in runs}
+            rates = []
+            for _ in range(args.rounds):
+                rates.append(hardware.product_rate("cpu", "bf16", seconds=1.0))
+                for kind, run in runs.items():
+                    speeds[kind].append(run())
+            medians = {kind: statistics.median(values) for kind, values in speeds.items()}
+            for kind, values in speeds.items():
+                ratio = medians["ours"] / medians[kind]
+                rounds = " ".join(f"{v:,.0f}" for v in values)
+                print(
+                    f"{name}  {kind:17} {medians[kind]:8,.0f} characters/s  ours is {ratio:.2f}x"
+                    f"  ({rounds})",
+                    flush=True,
+                )
+            sizes = ("block_size", "n_layer", "n_head", "n_embd", "mlp_size")
+            flops = GPTConfig(65, **{k: shape[k] for k in sizes}).flops_per_character()
+            rate = statistics.median(rates)
+            print(
+                f"{name}  model FLOPs: {medians['ours'] * flops / rate:.0%} of the measured bf16"
+                f" product rate, {rate / 1e9:.0f} GFLOP/s",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
