@@ -2,8 +2,8 @@
 
     python benchmarks/overhead.py [CONFIG] [--trainer.max_steps 1200 ...]
 
-After every 50 steps of `fit`, with all that it logs, the same network, optimizer and batches make 50
-in a plain loop. The median of each is printed; validation and saving fall outside.
+After every 50 steps of `fit`, with all that it logs, the same network and optimizer make 50 in a
+plain loop. The median of each is printed; validation and saving fall outside.
 """
 
 import itertools
