@@ -6,7 +6,7 @@ from typing import Literal
 
 from jsonargparse.typing import PositiveInt
 
-from lightning_app import checkpoints, runs
+from lightning_app import checkpoints, runs, yardsticks
 from lightning_app.callbacks import EvalBar
 from lightning_app.data import CharDataModule
 from lightning_app.errors import UserError
@@ -47,6 +47,12 @@ class EvaluateParser(Parser):
             default="block",
             help="block: windows side by side, as in training; sliding: every character sees at "
             "least half a window before it.",
+        )
+        add(
+            "--yardsticks",
+            type=bool,
+            default=True,
+            help="Print beside it what n-grams and compressors make of the same characters.",
         )
         add("--debug", type=bool, default=False, help="Show tracebacks.")
         add("--seed_everything", type=int | None, help="Accepted for symmetry; scoring is exact.")
@@ -89,7 +95,20 @@ def main(argv: list[str]) -> int:
             f"characters  {model.eval_loss.scored} (context: {config.evaluate}, windows of "
             f"{data.block_size}; {trainer.precision})"
         )
+        if config.yardsticks:
+            print("\n".join(["", *beside(data, split, f["loss"])]))
     return 0
+
+
+def beside(data: CharDataModule, split: str, loss: float) -> list[str]:
+    """The figure among simple models and compressors, on the same text."""
+    first, last = data.bounds[split]
+    held = max(first, 1), last  # the corpus's first character is not scored
+    found = yardsticks.cached(data.text.ids, data.alphabet, data.bounds["train"], held)
+    heading = f"the same {found.held:,} characters, given {found.train:,} of the training split"
+    if found.held < held[1] - held[0]:
+        heading = f"the first {found.held:,} of these characters, given {found.train:,} before them"
+    return [heading, *yardsticks.table(found, ("this network", loss))]
 
 
 def rebuild_data(trained: checkpoints.Trained, options: DataOptions) -> CharDataModule:

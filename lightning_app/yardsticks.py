@@ -1,0 +1,201 @@
+"""What a loss is worth: simple models and compressors on the same held-out characters.
+
+Each is given the training text and then predicts the held-out one; the compressors go on learning
+while they read it, the others do not. A network is worth something below the best of them.
+"""
+
+import bz2
+import json
+import lzma
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+TRAIN_BYTES, HELD_BYTES = 20_000_000, 5_000_000  # more text is not read: it would take minutes
+MAX_ORDER = 16  # of the n-gram models
+FORMAT = 1  # of the cache; raise it and old figures are measured anew
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """`nats` per held-out character, None where `note` says why there is no figure."""
+
+    name: str
+    nats: float | None
+    seconds: float
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Yardsticks:
+    """Figures over `held` characters, given `train` characters before them."""
+
+    train: int
+    held: int
+    figures: tuple[Yardstick, ...]
+
+
+def kneser_ney(
+    ids: NDArray[np.integer], split: int, vocab_size: int, max_order: int = MAX_ORDER
+) -> list[float]:
+    """Nats per character of ids[split:] under n-gram models counted on ids[:split], n = 1, 2, ...
+
+    Interpolated Kneser-Ney smoothing (Chen & Goodman 1998, section 2.7): every count gives a
+    discount D to the next shorter context, whose counts are in how many different contexts a
+    character was seen; the shortest gives it to the uniform distribution. D is n1 / (n1 + 2 n2), of
+    the grams counted once and twice. Stops at the first n that is no better than n - 1.
+    """
+    ids = ids.astype(np.int64)
+    context = np.zeros(len(ids), dtype=np.int64)  # numbers the n - 1 characters before each one
+    lower = np.full(len(ids) - split, 1 / vocab_size)
+    shorter: tuple[NDArray, NDArray] | None = None
+    losses: list[float] = []
+
+    def interpolate(count: NDArray, gram: NDArray, context: NDArray) -> NDArray:
+        """Probabilities of the held-out characters, from `count` of each gram and `lower`."""
+        of_context = np.zeros(len(count), dtype=np.int64)
+        of_context[gram] = context
+        total = np.bincount(of_context, weights=count)
+        kinds = np.bincount(of_context[count > 0], minlength=len(total))
+        once, twice = np.count_nonzero(count == 1), np.count_nonzero(count == 2)
+        discount = once / (once + 2 * twice) if once and twice else 0.5
+        here = context[split:]
+        kept = np.maximum(count[gram[split:]] - discount, 0)
+        p = (kept + discount * kinds[here] * lower) / np.maximum(total[here], 1)
+        return np.where(total[here] > 0, p, lower)
+
+    for _ in range(max_order):
+        _, gram = np.unique(context * vocab_size + ids, return_inverse=True)
+        seen = np.bincount(gram[:split], minlength=gram.max() + 1)
+        if shorter:
+            suffix = np.zeros(len(seen), dtype=np.int64)
+            suffix[gram] = shorter[0]
+            preceded_by = np.bincount(suffix[seen > 0], minlength=shorter[0].max() + 1)
+            lower = interpolate(preceded_by, *shorter)
+        losses.append(float(-np.log(interpolate(seen, gram, context)).mean()))
+        if len(losses) > 1 and losses[-1] >= losses[-2]:
+            break
+        shorter = gram, context
+        context = np.concatenate(([gram.max() + 1], gram[:-1]))  # nothing stands before the first
+    return losses
+
+
+def added(compress: Callable[[bytes], bytes], train: bytes, held: bytes) -> float:
+    """Nats that `held` adds to the compressed `train`."""
+    return (len(compress(train + held)) - len(compress(train))) * 8 * math.log(2)
+
+
+def xz(data: bytes) -> bytes:
+    window = max(1 << 16, 1 << (len(data) - 1).bit_length())  # all of it
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": window}]
+    return lzma.compress(data, format=lzma.FORMAT_XZ, filters=filters)
+
+
+def ppmd(data: bytes) -> bytes:
+    import pyppmd
+
+    memory = min(1 << 30, max(1 << 24, 64 * len(data)))  # enough never to forget
+    return pyppmd.compress(data, max_order=6, mem_size=memory)
+
+
+def as_bytes(ids: NDArray[np.integer], alphabet: str) -> bytes:
+    """The text as UTF-8."""
+    codes = np.array([ord(c) for c in alphabet], dtype="<u4")
+    return codes[ids].tobytes().decode("utf-32-le").encode("utf-8")
+
+
+def within(ids: NDArray[np.integer], alphabet: str, limit: int) -> int:
+    """How many characters make at most `limit` bytes of UTF-8, by their mean length."""
+    sample = ids[:: max(1, len(ids) // 100_000)]
+    return int(limit * len(sample) / max(1, len(as_bytes(sample, alphabet))))
+
+
+def measure(
+    ids: NDArray[np.integer], alphabet: str, train: tuple[int, int], held: tuple[int, int]
+) -> Yardsticks:
+    """All yardsticks, best first, on the characters `held` of a text, given those of `train`: the
+    last 20 MB of these, and the first 5 MB of those, where there are more."""
+    before, after = ids[train[0] : train[1]], ids[held[0] : held[1]]
+    before = before[max(0, len(before) - within(before, alphabet, TRAIN_BYTES)) :]
+    after = after[: within(after, alphabet, HELD_BYTES)]
+    n = len(after)
+    texts = as_bytes(before, alphabet), as_bytes(after, alphabet)
+    figures = [Yardstick("uniform", math.log(len(alphabet)), 0.0)]
+
+    def n_gram() -> None:
+        began = time.perf_counter()
+        losses = kneser_ney(np.concatenate((before, after)), len(before), len(alphabet))
+        seconds = time.perf_counter() - began
+        best = min(range(len(losses)), key=losses.__getitem__)
+        figures.append(Yardstick("unigram", losses[0], seconds / len(losses)))
+        if best:
+            figures.append(Yardstick(f"{best + 1}-gram, Kneser-Ney", losses[best], seconds))
+
+    def compressor(name: str, compress: Callable[[bytes], bytes]) -> None:
+        began = time.perf_counter()
+        try:
+            nats, note = added(compress, *texts) / n, ""
+        except ModuleNotFoundError:
+            nats, note = None, "not measured: pip install '.[yardsticks]'"
+        figures.append(Yardstick(name, nats, time.perf_counter() - began, note))
+
+    jobs = [
+        n_gram,
+        lambda: compressor("bzip2", bz2.compress),
+        lambda: compressor("xz", xz),
+        lambda: compressor("PPMd, order 6", ppmd),
+    ]
+    for job in tqdm(jobs, desc="yardsticks", delay=2, leave=False):
+        job()
+    figures.sort(key=lambda y: math.inf if y.nats is None else y.nats)
+    return Yardsticks(len(before), n, tuple(figures))
+
+
+def cached(
+    ids: np.memmap, alphabet: str, train: tuple[int, int], held: tuple[int, int]
+) -> Yardsticks:
+    """`measure`, kept in a file beside the encoded text."""
+    file = Path(ids.filename).with_name("yardsticks.json")
+    key = f"{FORMAT}: {train[0]}-{train[1]}, {held[0]}-{held[1]}"
+    known = {}
+    try:
+        known = dict(json.loads(file.read_text(encoding="utf-8")))
+        found = known[key]
+        figures = tuple(Yardstick(**y) for y in found["figures"])
+        if all(y.nats is not None for y in figures):
+            return Yardsticks(found["train"], found["held"], figures)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # none yet, or a damaged file: measured anew
+    fresh = measure(ids, alphabet, train, held)
+    temporary = file.with_name(f"yardsticks.{os.getpid()}.part")
+    try:
+        temporary.write_text(json.dumps(known | {key: asdict(fresh)}), encoding="utf-8")
+        os.replace(temporary, file)
+    except OSError:  # a read-only or full disk: the figures are good all the same
+        temporary.unlink(missing_ok=True)
+    return fresh
+
+
+def table(of: Yardsticks, model: tuple[str, float] | None = None) -> list[str]:
+    """Lines for people, best first; `model` (name, nats per character) takes its place there."""
+    rows = [(y.name, y.nats, f"{y.seconds:.1f} s", y.note) for y in of.figures]
+    if model:
+        rows.append((*model, "", "<-"))
+    rows.sort(key=lambda row: math.inf if row[1] is None else row[1])
+    lines = [f"{'':24}{'nats':>8}{'bpc':>9}{'perplexity':>12}{'time':>9}"]
+    for name, nats, seconds, note in rows:
+        if nats is None:
+            lines.append(f"{name:24}{note}")
+        else:
+            lines.append(
+                f"{name:24}{nats:8.4f}{nats / math.log(2):9.4f}{math.exp(nats):12.4f}"
+                f"{seconds:>9} {note}".rstrip()
+            )
+    return lines
