@@ -2,11 +2,14 @@
 
     python benchmarks/train.py tiny_shakespeare --seeds 1 2 3 [--trainer.max_steps 100 ...]
 
-Each row: seed, measured bf16 product rate, seconds from process start to the end of `fit`, of these
-in training steps, best val/loss, and nanoGPT's figure (see `nanogpt_figure`).
+Each row: seed, the machine's measured product rate in bf16, seconds from process start to the end
+of `fit`, of these in training steps, best val/loss, and for tiny Shakespeare nanoGPT's figure (see
+`nanogpt_figure`). With --keep finished runs are scored, not trained again, and a run cut short
+goes on: long ones fit into several sittings.
 """
 
 import argparse
+import math
 import statistics
 import subprocess
 import sys
@@ -28,11 +31,15 @@ SAMPLED = "train/characters_per_second"
 
 
 @torch.no_grad()
-def nanogpt_figure(path: Path, block_size: int = 256) -> float:
-    """Mean loss over whole windows of 256 side by side in the validation split, fp32: what nanoGPT
-    estimates from random windows. The split's first character is only an input."""
+def nanogpt_figure(path: Path) -> float:
+    """Mean loss over whole windows of 256 (or the network's fewer) side by side in the validation
+    split, fp32: what nanoGPT estimates from random windows. The split's first character is only an
+    input. Not a number for other texts than tiny Shakespeare."""
     trained = checkpoints.load(path)
     data = trained.info["data"]
+    if data["corpus"] != "tiny_shakespeare":
+        return math.nan
+    block_size = min(256, trained.gpt.config.block_size)
     text = encode(corpora.find(data["corpus"]).files, Path("data/cache"))
     first = int(len(text.ids) * data["splits"][0])
     ids = torch.from_numpy(np.array(text.ids[first:], dtype=np.int64))
@@ -62,14 +69,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("config")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument(
+        "--keep", action="store_true", help="go on with earlier runs of these seeds"
+    )
     args, overrides = parser.parse_known_args()  # what it does not know goes to fit
     print("seed  GFLOP/s  seconds  in steps  val/loss  nanoGPT's figure")
+    accelerator = hardware.choose_accelerator("auto")
     figures = []
     for seed in args.seeds:
-        rate = hardware.product_rate("cpu", "bf16", seconds=1.0) / 1e9
+        rate = hardware.product_rate(accelerator, "bf16", seconds=1.0) / 1e9
         run = f"bench_{Path(args.config).stem}_{seed}"
         command = [sys.executable, str(ROOT / "main.py"), "fit", "--config", args.config]
-        command += ["--run", run, "--fresh", "true", "--seed_everything", str(seed)]
+        command += ["--run", run, "--seed_everything", str(seed)]
+        command += [] if args.keep else ["--fresh", "true"]
         began = time.perf_counter()
         subprocess.run([*command, *overrides], check=True, capture_output=True)
         seconds = time.perf_counter() - began
