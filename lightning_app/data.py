@@ -1,9 +1,8 @@
 """CharDataModule: a text, by name or path, as batches of character windows."""
 
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
@@ -15,6 +14,7 @@ from torch import Tensor
 from lightning_app import corpora, windows
 from lightning_app.encoding import EncodedText, encode
 from lightning_app.errors import UserError
+from lightning_app.splits import bounds, check_shares
 from lightning_app.tokenizer import Tokenizer
 
 Batch = tuple[Tensor, Tensor]  # idx, targets: int64 (B, T) each; target -1 is padding
@@ -91,6 +91,8 @@ class CharDataModule(L.LightningDataModule):
             as many as make the same number of characters.
         splits: Shares of the text for training, validation and test, in this order; the last may
             be left out.
+        hold_out: Whether splits are cut between characters, or where the nearest file begins: whole
+            files of a folder or glob are then held out.
         data_dir: Where corpora and their encoded form are kept.
         seed: Decides the order of the windows.
     """
@@ -101,6 +103,7 @@ class CharDataModule(L.LightningDataModule):
         block_size: PositiveInt = 128,
         batch_size: PositiveInt = 32,
         splits: list[float] = (0.9, 0.05, 0.05),  # a list on the command line
+        hold_out: Literal["characters", "files"] = "characters",
         data_dir: str = "data",
         seed: int = 1337,
     ) -> None:
@@ -109,15 +112,10 @@ class CharDataModule(L.LightningDataModule):
         self.block_size = block_size
         self.batch_size = batch_size
         self.splits = list(splits)
+        self.hold_out = hold_out
         self.data_dir = data_dir
         self.seed = seed
-        if not 1 <= len(self.splits) <= 3 or min(self.splits) < 0:
-            raise UserError(f"--data.splits is {self.splits}; give one to three shares")
-        if not abs(sum(self.splits) - 1) <= 1e-6:  # not a number is refused too
-            raise UserError(
-                f"--data.splits is {self.splits}, which adds up to {sum(self.splits):g}; "
-                "the shares must add up to 1, like [0.9, 0.05, 0.05]"
-            )
+        check_shares(self.splits)
         self.eval_stride = block_size  # characters each evaluation window scores
         self.text: EncodedText | None = None
         self.ids_of: np.ndarray | None = None  # the network's id for each of the text's
@@ -132,13 +130,9 @@ class CharDataModule(L.LightningDataModule):
         found = corpora.find(self.corpus, Path(self.data_dir))
         self.name = found.name
         self.text = encode(found.files, Path(self.data_dir) / "cache")
-        n = len(self.text.ids)
-        bounds = [int(round(n * share, 6)) for share in np.cumsum(self.splits)]
-        if found.snap:
-            bounds = [min((*self.text.starts, n), key=lambda s: abs(s - b)) for b in bounds]
-        bounds = [0, *bounds, n, n, n][:4]
-        bounds[len(self.splits)] = n
-        self.bounds = dict(zip(("train", "val", "test"), pairwise(bounds), strict=True))
+        whole_files = found.snap or self.hold_out == "files"
+        starts = self.text.starts if whole_files else None
+        self.bounds = bounds(len(self.text.ids), self.splits, starts)
 
     def check_trainable(self) -> None:
         """Raises UserError when the training or validation split has no room for a window."""
@@ -175,6 +169,7 @@ class CharDataModule(L.LightningDataModule):
         return {
             "corpus": self.name,
             "splits": self.splits,
+            "hold_out": self.hold_out,
             "block_size": self.block_size,
             "batch_size": self.batch_size,
             "fingerprint": self.text.fingerprint,

@@ -14,6 +14,7 @@ MUST_MATCH = (
     ("network", "model"),
     ("alphabet", "alphabet"),
     ("splits", "data.splits"),
+    ("hold_out", "data.hold_out"),
     ("seed", "seed_everything"),
     ("block_size", "data.block_size"),
     ("global_batch", "data.batch_size x accumulation x processes"),
@@ -37,6 +38,7 @@ class Differences:
 
 def compare(old: dict[str, Any], new: dict[str, Any]) -> Differences:
     differences = Differences()
+    old = {"hold_out": "characters"} | old  # files from before that option
     if old["fingerprint"] != new["fingerprint"]:  # the same text may lie elsewhere
         names = (f"{x['corpus']} ({x['fingerprint'][:8]})" for x in (old, new))
         differences.refused += changes("data.corpus", *names)

@@ -124,6 +124,21 @@ def test_the_boundaries_of_a_corpus_of_plays_move_to_the_nearest_start_of_a_play
     assert module.bounds == {"train": (0, 54), "val": (54, 95), "test": (95, 102)}
 
 
+def test_whole_files_of_a_folder_can_be_held_out(tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name, length in (("a", 53), ("b", 40), ("c", 3), ("d", 3)):
+        (folder / f"{name}.txt").write_text(name * length)
+    options = {"splits": [0.7, 0.25, 0.05], "data_dir": str(tmp_path / "data")}
+    module = CharDataModule(str(folder), hold_out="files", **options)
+    module.setup()
+    assert module.bounds == {"train": (0, 54), "val": (54, 95), "test": (95, 102)}
+    assert set(module.split("train")) & set(module.split("val")) == {0}  # the newline between
+    cut = CharDataModule(str(folder), **options)
+    cut.setup()
+    assert cut.bounds["train"] == (0, 71)
+
+
 def test_a_text_too_short_to_train_on_is_refused_with_both_sizes(make):
     message = refusal(make(TEXT[:1000], block_size=1500, splits=[0.9, 0.1]).check_trainable)
     assert "540 characters" in message
@@ -327,7 +342,8 @@ def test_the_description_finds_and_recognises_the_same_data_again(make):
     module = make(splits=[0.8, 0.2])
     module.setup()
     kept = module.describe()
-    options = {name: kept[name] for name in ("corpus", "splits", "block_size", "batch_size")}
+    names = ("corpus", "splits", "hold_out", "block_size", "batch_size")
+    options = {name: kept[name] for name in names}
     again = CharDataModule(**options, data_dir=module.data_dir)
     again.setup()
     assert again.describe() == kept

@@ -23,6 +23,7 @@ class DataOptions:
     Args:
         corpus: Another text: a UTF-8 file, a folder, a glob, or a name.
         splits: Other shares for training, validation and test.
+        hold_out: Whether these are cut between characters, or where the nearest file begins.
         block_size: Characters in a window, at most the network's.
         batch_size: Windows in a batch.
         data_dir: Where corpora and their encoded form are kept.
@@ -30,6 +31,7 @@ class DataOptions:
 
     corpus: str | None = None
     splits: list[float] | None = None
+    hold_out: Literal["characters", "files"] | None = None
     block_size: PositiveInt | None = None
     batch_size: PositiveInt | None = None
     data_dir: str = "data"
@@ -116,9 +118,9 @@ def rebuild_data(trained: checkpoints.Trained, options: DataOptions) -> CharData
 
     Raises UserError when the text is not the same any more, or has characters unknown to it.
     """
-    then = trained.info["data"]
+    then = {"hold_out": "characters"} | trained.info["data"]  # files from before that option
     given = {k: v for k, v in asdict(options).items() if v is not None}
-    kept = {k: then[k] for k in ("corpus", "splits", "block_size", "batch_size")}
+    kept = {k: then[k] for k in ("corpus", "splits", "hold_out", "block_size", "batch_size")}
     data = CharDataModule(**kept | given)
     if data.block_size > trained.gpt.config.block_size:
         raise UserError(

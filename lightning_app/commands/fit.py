@@ -269,6 +269,7 @@ class FitCLI(LightningCLI):
             "fingerprint": data.text.fingerprint,
             "alphabet": data.alphabet,
             "splits": data.splits,
+            "hold_out": data.hold_out,
             "seed": c.seed_everything,
             "block_size": data.block_size,
             "global_batch": data.batch_size * trainer.accumulate_grad_batches * trainer.world_size,

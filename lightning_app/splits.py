@@ -1,0 +1,35 @@
+"""Which characters of a text train a network, and which are held out to score it."""
+
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+
+from lightning_app.errors import UserError
+
+NAMES = ("train", "val", "test")
+
+
+def check_shares(shares: Sequence[float]) -> None:
+    """Raises UserError for what are no one to three shares that add up to 1."""
+    if not 1 <= len(shares) <= 3 or min(shares) < 0:
+        raise UserError(f"--data.splits is {list(shares)}; give one to three shares")
+    if not abs(sum(shares) - 1) <= 1e-6:  # not a number is refused too
+        raise UserError(
+            f"--data.splits is {list(shares)}, which adds up to {sum(shares):g}; "
+            "the shares must add up to 1, like [0.9, 0.05, 0.05]"
+        )
+
+
+def bounds(
+    n: int, shares: Sequence[float], starts: Sequence[int] | None = None
+) -> dict[str, tuple[int, int]]:
+    """First and one-past-last character of each split of a text of n characters, side by side.
+
+    With `starts`, where its files begin, boundaries move to the nearest of them (or to the end), so
+    that whole files are held out.
+    """
+    ends = [int(round(n * share, 6)) for share in accumulate(shares)]
+    if starts is not None:
+        ends = [min((*starts, n), key=lambda start: abs(start - end)) for end in ends]
+    ends = [0, *ends, n, n, n][:4]
+    ends[len(shares)] = n
+    return dict(zip(NAMES, pairwise(ends), strict=True))
