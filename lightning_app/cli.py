@@ -17,6 +17,7 @@ COMMANDS = {
     "validate": "score a run on its validation split",
     "test": "score a run on its test split",
     "predict": "write text",
+    "inspect": "look at a text before training on it",
     "export": "write a folder that transformers opens",
 }
 USAGE = """usage: python main.py COMMAND [options]

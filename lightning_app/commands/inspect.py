@@ -1,0 +1,52 @@
+"""inspect: what a text holds, before an hour of training goes into it."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from lightning_app import corpora, inspection, runs
+from lightning_app.encoding import encode
+from lightning_app.parsing import Parser
+from lightning_app.splits import bounds, check_shares
+
+
+@dataclass
+class DataOptions:
+    """Which text.
+
+    Args:
+        corpus: A UTF-8 file, a folder, a glob, or a name (shakespeare, tiny_shakespeare).
+        splits: Shares for training, validation and test.
+        hold_out: Whether these are cut between characters, or where the nearest file begins.
+        data_dir: Where corpora and their encoded form are kept.
+    """
+
+    corpus: str = "shakespeare"
+    splits: list[float] = (0.9, 0.05, 0.05)
+    hold_out: Literal["characters", "files"] = "characters"
+    data_dir: str = "data"
+
+
+def main(argv: list[str]) -> int:
+    configs, rest = runs.split_configs(argv)
+    parser = Parser(prog="main.py inspect", description=__doc__)
+    parser.add_class_arguments(DataOptions, "data")
+    add = parser.add_argument
+    add("--yardsticks", type=bool, default=True, help="Measure n-grams and compressors on it.")
+    add("--json", action="store_true", help="Everything found, for programs.")
+    add("--debug", type=bool, default=False, help="Show tracebacks.")
+    known = runs.read_configs(configs).get("data", {})
+    parser.set_defaults(
+        {f"data.{k}": known[k] for k in ("corpus", "splits", "hold_out") if k in known}
+    )
+    config = parser.parse_args(rest)
+    data = parser.instantiate_classes(config).data
+    check_shares(data.splits)
+    found = corpora.find(data.corpus, Path(data.data_dir))
+    text = encode(found.files, Path(data.data_dir) / "cache")
+    starts = text.starts if found.snap or data.hold_out == "files" else None
+    split = bounds(len(text.ids), data.splits, starts)
+    seen = inspection.inspect(found.name, found.files, text, split, config.yardsticks)
+    print(json.dumps(asdict(seen)) if config.json else "\n".join(inspection.show(seen)))
+    return 0
