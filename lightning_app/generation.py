@@ -1,8 +1,9 @@
-"""Writing: the distribution, the draw, and two ways to the next logits, with a KV cache or not.
+"""Writing: how to choose, and three ways to the next character.
 
-The uncached path is the reference; tests hold both equal at every step. Sampling takes one uniform
-number per character from a stream of the sample's own and inverts the distribution's CDF, so the
-text depends on (seed, prompt, sample) alone, not on the batch or the engine.
+One row on a CPU goes through the compiled engine (`decoding`), batches and GPUs through PyTorch
+with a KV cache; the uncached path is the reference, and tests hold the others equal to it. Sampling
+takes one uniform number per character from a stream of the sample's own and inverts the
+distribution's CDF, so the text depends on (seed, prompt, sample), not on the batch or the engine.
 """
 
 from collections import deque
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numba
 import numpy as np
 import torch
 from jsonargparse.typing import (
@@ -20,9 +22,13 @@ from jsonargparse.typing import (
     PositiveInt,
 )
 
+from lightning_app.decoding import Packed, Weights, write
 from lightning_app.errors import UserError
 from lightning_app.gpt import GPT, KVCache
+from lightning_app.sampling import KINDS, draw, fill_distributions
 from lightning_app.tokenizer import Tokenizer
+
+AT_ONCE = 16  # characters the compiled engine writes before it shows them
 
 
 @dataclass(frozen=True)
@@ -82,46 +88,26 @@ class GenerateOptions:
         return replace(self, sampling=sampling, **chosen)
 
 
+def choice(options: GenerateOptions) -> tuple[int, float, float, float]:
+    """Resolved options as `sampling` takes them: kind, limit, temperature, repetition penalty."""
+    limit = {"top_k": options.top_k, "top_p": options.top_p, "min_p": options.min_p}
+    return (
+        KINDS.index(options.sampling),
+        float(limit.get(options.sampling) or 0),
+        float(options.temperature),
+        float(options.repetition_penalty),
+    )
+
+
 def distribution(logits: np.ndarray, seen: np.ndarray, options: GenerateOptions) -> np.ndarray:
-    """Probabilities (B, V) of the next character, float64.
+    """Probabilities (B, V) of the next character, float64; see `sampling.fill_distribution`.
 
-    logits (B, V); seen (B, V) is True for characters already in the row's text. In order:
-    repetition penalty (CTRL, arXiv 1909.05858), temperature, choice of candidates (top_p: arXiv
-    1904.09751; min_p: 2407.01082), softmax. Ties go to the lower id. `options` must be resolved.
+    logits (B, V); seen (B, V) is True for characters already in the row's text. `options` must be
+    resolved.
     """
-    logits = logits.astype(np.float64)
-    if options.repetition_penalty != 1:
-        penalty = options.repetition_penalty
-        logits = np.where(seen, np.where(logits > 0, logits / penalty, logits * penalty), logits)
-    if options.sampling == "argmax":
-        best = logits.argmax(axis=1)
-        return np.eye(logits.shape[1])[best]
-    scaled = (logits - logits.max(axis=1, keepdims=True)) / options.temperature
-    p = np.exp(scaled)
-    p /= p.sum(axis=1, keepdims=True)
-    if options.sampling == "prob":
-        return p
-    if options.sampling == "min_p":
-        keep = p >= options.min_p * p.max(axis=1, keepdims=True)
-    else:
-        order = np.argsort(-p, axis=1, kind="stable")
-        ranked = np.take_along_axis(p, order, axis=1)
-        if options.sampling == "top_k":
-            kept = np.broadcast_to(np.arange(p.shape[1]) < options.top_k, p.shape)
-        else:  # the candidate that reaches top_p is kept
-            kept = np.cumsum(ranked, axis=1) - ranked < options.top_p
-        keep = np.empty(p.shape, dtype=bool)
-        np.put_along_axis(keep, order, kept, axis=1)
-    p = np.where(keep, p, 0.0)
-    return p / p.sum(axis=1, keepdims=True)
-
-
-def draw(probabilities: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-    """Ids (B,): the inverse CDF of each row of probabilities (B, V) at uniform (B,) in [0, 1)."""
-    cdf = np.cumsum(probabilities, axis=1)
-    ids = (cdf <= uniform[:, None] * cdf[:, -1:]).sum(axis=1)
-    last = probabilities.shape[1] - 1 - (probabilities[:, ::-1] > 0).argmax(axis=1)
-    return np.minimum(ids, last)  # rounding must not reach past the last possible character
+    p = np.empty(logits.shape, dtype=np.float64)
+    fill_distributions(np.ascontiguousarray(logits, dtype=np.float32), seen, *choice(options), p)
+    return p
 
 
 def window_length(n: int, block_size: int) -> int:
@@ -186,9 +172,52 @@ class CachedLogits:
         self.cache.length[rows] = torch.tensor([len(w) for w in windows])
 
 
+def compiled_row(
+    gpt: GPT,
+    prompt: Sequence[int],
+    stream: np.random.Generator,
+    options: GenerateOptions,
+    weights: Weights = "float32",
+) -> Iterator[int]:
+    """The ids after one prompt, by the compiled engine; PyTorch reads the prompt, and the newer
+    half of the context each time that is full."""
+    packed = Packed.of(gpt, weights).arrays
+    history = History(prompt, gpt.config.block_size)
+    cache = KVCache(gpt, 1)
+    keys, values = cache.keys[:, 0].numpy(), cache.values[:, 0].numpy()
+    seen = np.zeros(gpt.config.vocab_size, dtype=bool)
+    seen[list(prompt)] = True
+    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+    numba.set_num_threads(threads)
+    while True:
+        window = history.window()
+        position = len(window) - 1
+        if cache.length[0] != position:
+            cache.length[0] = 0
+            if position:
+                gpt.forward(torch.tensor([window[:-1]]), cache)
+        count = min(AT_ONCE, gpt.config.block_size - position)
+        ids = np.empty(count, dtype=np.int64)
+        uniform = stream.random(count)
+        write(
+            window[-1], position, uniform, seen, choice(options), packed, keys, values, ids, threads
+        )
+        cache.length[0] += count
+        for token in ids.tolist():
+            history.append(token)
+            yield token
+
+
 def stream(seed: int, prompt: int, sample: int) -> np.random.Generator:
     """The uniform numbers of one sample of one prompt; they depend on nothing else."""
     return np.random.default_rng([seed, prompt, sample])
+
+
+def first_ids(unigram: np.ndarray | None, uniform: np.ndarray) -> np.ndarray:
+    """What texts without a prompt begin with, (B,), from the training text's distribution (V,)."""
+    if unigram is None:
+        raise UserError("an empty prompt needs the unigram distribution; give a prompt")
+    return draw(np.tile(unigram, (len(uniform), 1)), uniform)
 
 
 @torch.no_grad()
@@ -199,12 +228,21 @@ def generate(
     options: GenerateOptions,
     unigram: np.ndarray | None = None,
     next_logits: Callable[[GPT, Sequence[History]], np.ndarray] | None = None,
-) -> Iterator[np.ndarray]:
+    weights: Weights = "float32",
+) -> Iterator[Sequence[int]]:
     """Yield the next id of every row, (B,), again and again; stop asking to stop.
 
     A row without a prompt starts with a draw from `unigram` (V,). Rows go on together, whatever
-    their lengths. Call with the network in evaluation mode.
+    their lengths. One row on a CPU is written by the compiled engine, unless `next_logits` says how
+    to find logits. Call with the network in evaluation mode.
     """
+    if next_logits is None and len(prompts) == 1 and gpt.embedding.weight.device.type == "cpu":
+        prompt = list(prompts[0])
+        if not prompt:
+            prompt = first_ids(unigram, np.array([streams[0].random()])).tolist()
+            yield prompt
+        for token in compiled_row(gpt, prompt, streams[0], options, weights):
+            yield (token,)
     next_logits = next_logits or CachedLogits()
     histories = [History(p, gpt.config.block_size) for p in prompts]
     seen = np.zeros((len(prompts), gpt.config.vocab_size), dtype=bool)
@@ -215,9 +253,7 @@ def generate(
         empty = [i for i, h in enumerate(histories) if h.n == 0]
         ids = np.zeros(len(prompts), dtype=np.int64)
         if empty:
-            if unigram is None:
-                raise UserError("an empty prompt needs the unigram distribution; give a prompt")
-            ids[empty] = draw(np.broadcast_to(unigram, (len(empty), len(unigram))), uniform[empty])
+            ids[empty] = first_ids(unigram, uniform[empty])
         if len(empty) < len(prompts):
             # a row without any text yet is shown id 0 and its answer not used
             shown = [History([0], h.block_size) if h.n == 0 else h for h in histories]
@@ -239,6 +275,7 @@ def complete(
     num_samples: int = 1,
     unigram: np.ndarray | None = None,
     on_characters: Callable[[list[str]], None] | None = None,
+    weights: Weights = "float32",
 ) -> list[str]:
     """What the network writes after each prompt, `num_samples` times; the prompts are not included.
 
@@ -257,6 +294,7 @@ def complete(
         [stream(seed, i, j) for i, j in rows],
         options,
         unigram,
+        weights=weights,
     )
     for _ in range(options.max_new_tokens):
         new = [tokenizer.alphabet[i] for i in next(steps)]

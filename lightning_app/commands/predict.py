@@ -7,18 +7,22 @@ import secrets
 import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from threading import Timer
+from typing import Any, Literal
 
 import torch
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from tqdm import tqdm
 
 from lightning_app import checkpoints, runs
+from lightning_app.decoding import Weights
 from lightning_app.errors import UserError
 from lightning_app.generation import GenerateOptions, complete
 from lightning_app.parsing import Parser
 
 SEPARATOR = "---"
+PREPARING = "preparing to write: compiled once on this machine, in about ten seconds"
+PATIENCE = 1.5  # seconds without a character before that is said
 CHOICE = ("sampling", "top_k", "top_p", "min_p")  # one decision in four options
 
 
@@ -32,6 +36,12 @@ def make_parser() -> Parser:
     add("--prompt_lines", type=bool, default=False, help="Each line of the file is a prompt.")
     add("--num_samples", type=PositiveInt, default=1, help="Texts for each prompt.")
     add("--seed_everything", type=NonNegativeInt | None, help="The same text again.")
+    add(
+        "--weights",
+        type=Literal["float32", "int8"],
+        default="float32",
+        help="Of one text on a CPU: int8 reads a quarter of the bytes, for large networks.",
+    )
     add("--debug", type=bool, default=False, help="Show tracebacks.")
     parser.add_class_arguments(GenerateOptions)
     return parser
@@ -60,11 +70,11 @@ def main(argv: list[str]) -> int:
         texts = predict_with_trainer(parser, config, trained, prompts, options, seed)
         print(f"\n{SEPARATOR}\n".join(texts))
         return 0
-    if torch.cuda.is_available():
+    if config.weights != "float32" and len(prompts) * config.num_samples > 1:
+        raise UserError(f"--weights {config.weights} is for one text; leave it out for several")
+    if torch.cuda.is_available() and config.weights == "float32":
         trained.gpt.cuda()
-    elif len(prompts) * config.num_samples == 1:
-        torch.set_num_threads(1)  # one row's products are small: threads wait longer than they work
-    write(trained, prompts, options, seed, config.num_samples)
+    write(trained, prompts, options, seed, config.num_samples, config.weights)
     return 0
 
 
@@ -124,6 +134,7 @@ def write(
     options: GenerateOptions,
     seed: int,
     num_samples: int,
+    weights: Weights,
 ) -> None:
     """Generate and print: a single text as it is made, several one after the other."""
     gpt, tokenizer = trained.gpt, trained.tokenizer
@@ -140,7 +151,12 @@ def write(
         disable=not several or not sys.stderr.isatty(),
     )
 
+    notice = Timer(PATIENCE, lambda: print(PREPARING, file=sys.stderr))
+    notice.daemon = True
+    notice.start()
+
     def show(new: list[str]) -> None:
+        notice.cancel()
         bar.update()
         if not several:
             sys.stdout.write(new[0])
@@ -149,8 +165,13 @@ def write(
 
     if not several:
         sys.stdout.write(prompts[0])
-    texts = complete(gpt, tokenizer, prompts, options, seed, num_samples, trained.unigram, show)
-    bar.close()
+    try:
+        texts = complete(
+            gpt, tokenizer, prompts, options, seed, num_samples, trained.unigram, show, weights
+        )
+    finally:
+        notice.cancel()
+        bar.close()
     if several:
         starts = [prompt for prompt in prompts for _ in range(num_samples)]
         texts = [start + text for start, text in zip(starts, texts, strict=True)]
