@@ -7,7 +7,9 @@ them: it loads with `weights_only=True`.
 
 import errno
 import os
+import pickletools
 import shutil
+import zipfile
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,10 @@ from lightning_app.tokenizer import Tokenizer
 FORMAT = 1  # of our section; raise it when older programs could not read a file
 SECTION = "lightning_app"
 PREVIOUS = "previous.ckpt"  # the last.ckpt before the newest
+POSITIONS_LIMIT = 64 << 20  # bytes of rotary positions that a small file may ask for
+PICKLE_LIMIT = 256 << 20  # bytes; what is no tensor takes some kilobytes, an alphabet or a megabyte
+NAMED = ("collections OrderedDict", "torch._utils _rebuild_tensor_v2")  # by a pickle of `write`
+CALLS = ("STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4")
 NETWORK = "gpt."  # what the network's weights are called inside the LightningModule
 
 
@@ -78,6 +84,7 @@ def read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path} is not a file; give a checkpoint such as {path}/best.ckpt")
     try:
+        check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError:
         raise UserError(f"{path} cannot be read: permission denied") from None
@@ -96,6 +103,35 @@ def read(path: Path) -> dict[str, Any]:
             f"{path} has format {version}, newer than this program's {FORMAT}; update the program"
         )
     return state
+
+
+def check_archive(path: Path) -> None:
+    """Raises ValueError for an archive that `write` does not make, before anything in it is used.
+
+    Its entries are stored, not compressed, so none is larger than the file says; its pickle names
+    tensors and dictionaries and nothing else. `weights_only` alone allows more than a checkpoint
+    needs, and an allowed bytearray(10**10) would fill the memory.
+    """
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if any(e.compress_type != zipfile.ZIP_STORED for e in entries):
+            raise ValueError("it is compressed")
+        if sum(e.file_size for e in entries) > path.stat().st_size:
+            raise ValueError("its entries overlap")
+        pickles = [e for e in entries if e.filename.endswith(".pkl")]
+        if len(pickles) != 1 or pickles[0].file_size > PICKLE_LIMIT:
+            raise ValueError("it has no single description of its contents")
+        for opcode, argument, _ in pickletools.genops(archive.read(pickles[0])):
+            if opcode.name == "GLOBAL":
+                module, name = argument.split(" ")
+                if module == "torch" and name.endswith("Storage"):
+                    continue
+                if argument not in NAMED:
+                    raise ValueError(f"it names {argument[:60]!r}")
+            elif opcode.name in CALLS:
+                raise ValueError(f"it uses {opcode.name}")
+        if (broken := archive.testzip()) is not None:
+            raise ValueError(f"{broken} is not as it was written")
 
 
 @dataclass(frozen=True)
@@ -121,18 +157,23 @@ def load(path: Path) -> Trained:
     try:
         info, hyper_parameters = state[SECTION], dict(state["hyper_parameters"])
         alphabet = hyper_parameters["alphabet"]
+        if not isinstance(alphabet, str):
+            raise ValueError("the alphabet is no text")
         config = network_config(hyper_parameters)
         weights = {
             name.removeprefix(NETWORK): weight
             for name, weight in (info.get("average") or state["state_dict"]).items()
         }
-        if config.n_layer > len(weights) or config.block_size > 1 << 20:
+        positions = config.block_size * config.head_dim * 4
+        if config.n_layer > len(weights) or positions > max(POSITIONS_LIMIT, path.stat().st_size):
             raise ValueError("sizes beyond what the file holds")
         with torch.device("meta"):  # nothing is allocated by the file's numbers
             gpt = GPT(config)
         expected = {name: weight.shape for name, weight in gpt.state_dict().items()}
         if {name: weight.shape for name, weight in weights.items()} != expected:
             raise ValueError("weights and architecture do not match")
+        if sum(w.numel() * w.element_size() for w in weights.values()) > path.stat().st_size:
+            raise ValueError("weights beyond what the file holds")
         if not all(torch.isfinite(weight).all() for weight in weights.values()):
             raise ValueError("weights are not finite")
         if len(info["counts"]) != len(alphabet):

@@ -4,10 +4,17 @@ Facts are what a checkpoint says about its run (see `Checkpoints`); the comparis
 function of two of them.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from lightning_app.checkpoints import NETWORK, SECTION
 from lightning_app.errors import UserError
+from lightning_app.gpt import GPT
+from lightning_app.optim import OptimOptions, parameter_groups
 
 # Another network, other data or another path through them: not the same run any more.
 MUST_MATCH = (
@@ -76,6 +83,37 @@ def refuse(run: str, lines: list[str]) -> UserError:
         f"run {run} was trained with something else: {'; '.join(lines)}; train another run with "
         f"--run OTHER, or move this one aside with --fresh true"
     )
+
+
+def check(state: dict[str, Any], gpt: GPT, optim: OptimOptions) -> None:
+    """Raises ValueError, or what missing parts raise, unless the tensors of a checkpoint are those
+    that training this network goes on from: of its shapes, and finite."""
+    section = state[SECTION]
+    expected = {NETWORK + name: w.shape for name, w in gpt.state_dict().items()}
+    for weights in (state["state_dict"], section.get("raw"), section.get("average")):
+        if weights is not None:
+            if {name: w.shape for name, w in weights.items()} != expected:
+                raise ValueError("its weights are another network's")
+            check_finite(weights.values())
+    total = state["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"]
+    if not state["global_step"] == section["step"] == total / section["accumulate"]:
+        raise ValueError("its parts disagree about the step")
+    if section["best"] and not section["best"]["loss"] >= 0:
+        raise ValueError("its best loss is no loss")
+    (optimizer,) = state["optimizer_states"]
+    parameters = [p for group in parameter_groups(gpt, optim) for p in group["params"]]
+    if sorted(optimizer["state"]) != list(range(len(parameters))):
+        raise ValueError("its optimizer has other parameters")
+    for i, p in enumerate(parameters):
+        moments = optimizer["state"][i]
+        if not moments or any(m.shape not in ((), p.shape) for m in moments.values()):
+            raise ValueError("its optimizer has other shapes")
+        check_finite(moments.values())
+
+
+def check_finite(tensors: Iterable[Tensor]) -> None:
+    if not all(torch.isfinite(t).all() for t in tensors):
+        raise ValueError("it holds numbers that are not finite")
 
 
 def is_finished(old: dict[str, Any], new: dict[str, Any]) -> str | None:

@@ -86,6 +86,7 @@ class Checkpoints(Checkpoint):
     ) -> None:
         self.folder, self.facts, self.signals = folder, facts, signals
         self.every_steps, self.every_seconds = every_steps, every_seconds
+        self.started = False  # the first step has begun: nothing is being restored any more
         self.saving = ""  # "best" or "last" while one is written
         self.best: dict = {}  # loss and step
         self.saved_step = -1  # of last.ckpt
@@ -94,6 +95,7 @@ class Checkpoints(Checkpoint):
         self.step_loss: torch.Tensor | None = None
 
     def on_train_start(self, trainer, pl_module) -> None:
+        self.started = True
         self.signals.listen()  # over Lightning's own, which would end with exit code 0
         self.saved_at = time.perf_counter()
 

@@ -38,6 +38,7 @@ TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,  # batches know their process themselves
 }
 OF_ONE_CALL = ("config", "run", "fresh", "debug", "ckpt_path")  # not part of a run's config.yaml
+DAMAGE = (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError)
 EAGER_EFFICIENCY, COMPILED_EFFICIENCY = 0.2, 0.45  # of the product rate; measured on two CPU cores
 COMPILE_SECONDS = 15  # with the cache cold 20 to 60, warm 3
 
@@ -301,10 +302,11 @@ class FitCLI(LightningCLI):
         try:
             differences = resume.compare(old, self.facts)
             finished = resume.is_finished(old, self.facts)
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{path} is damaged: {error}; --fresh true starts anew") from None
-        if differences.refused:
-            raise resume.refuse(self.run, differences.refused)
+            if differences.refused:
+                raise resume.refuse(self.run, differences.refused)
+            resume.check(state, self.model.gpt, self.model.optim)
+        except DAMAGE as error:
+            raise damaged(path, error) from None
         if note:
             self.say(note)
         if finished:
@@ -327,6 +329,11 @@ class FitCLI(LightningCLI):
             if isinstance(logger, TensorBoardLogger):
                 text = "".join(f"    {x}\n" for x in yaml.safe_dump(values).split("\n"))
                 logger.experiment.add_text("config", text, 0)
+
+
+def damaged(path: Path, error: Exception) -> UserError:
+    first = str(error).strip().split("\n")[0][:120] or type(error).__name__
+    return UserError(f"{path} is damaged: {first}; --fresh true starts anew")
 
 
 def inherit(model: CharGPT, source: checkpoints.Trained) -> list[str]:
@@ -370,6 +377,10 @@ def main(argv: list[str]) -> int:
     try:
         with cli.signals:
             cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=path, weights_only=True)
+    except DAMAGE as error:
+        if path is None or cli.checkpoints.started:
+            raise
+        raise damaged(path, error) from error  # Lightning could not restore its part
     except Interrupted:
         saved = cli.folder / "checkpoints" / "last.ckpt"
         step = cli.trainer.global_step
