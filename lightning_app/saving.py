@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from lightning_app import checkpoints
@@ -148,6 +149,9 @@ class Checkpoints(Checkpoint):
         self.saving = kind
         if kind == "last":
             self.saved_step = trainer.global_step
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.flush()  # a run killed later goes on from here, without a gap
         trainer.save_checkpoint(self.folder / f"{kind}.ckpt")
         self.saving = ""
         if kind == "last":

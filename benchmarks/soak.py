@@ -1,0 +1,210 @@
+"""Kill a run at random moments, fill its disk, damage its files; count what was lost.
+
+    python benchmarks/soak.py [--kills 50] [--seed 1]
+
+Each trial starts a run, kills it (SIGKILL, the whole process group) at a random moment, from the
+first import to the last save, and starts it again by the same command until it ends. Its weights,
+optimizer, best checkpoint and TensorBoard curves must then be those of an unbroken run, to the last
+bit; only wall time and throughput may differ. The run has dropout, accumulation, Muon with AdamW,
+bf16, compiled kernels, a running average of the weights and a schedule of windows.
+"""
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from lightning_app import checkpoints  # noqa: E402
+
+FLAGS = [
+    *("--data.corpus", "text.txt", "--data.block_size", "32", "--data.batch_size", "8"),
+    *("--model.n_layer", "2", "--model.n_head", "2", "--model.n_embd", "32"),
+    *("--model.dropout", "0.1", "--optim.average_decay", "0.9", "--compile", "true"),
+    *("--schedule.windows", "[[0,0.5],[0.5,1]]", "--trainer.accumulate_grad_batches", "2"),
+    *("--trainer.max_steps", "400", "--trainer.val_check_interval", "200"),
+    *("--trainer.gradient_clip_val", "1", "--trainer.precision", "bf16-mixed"),
+    *("--checkpoint_every_steps", "7", "--run", "soak"),
+]
+SPEED = "train/characters_per_second"
+
+
+def start(folder: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "main.py"), "fit", *FLAGS],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(folder: Path) -> str:
+    """Run to the end; what it said. A run that fails ends the soak."""
+    process = start(folder)
+    said = process.communicate()[1]
+    if process.returncode != 0:
+        raise SystemExit(f"the run failed with {process.returncode}: {said[-2000:]}")
+    return said
+
+
+def make_folder(folder: Path) -> Path:
+    folder.mkdir()
+    words = random.Random(0).choices(["wind", "sea", "the", "salt", "and", "gull"], k=30_000)
+    (folder / "text.txt").write_text(" ".join(words))
+    return folder
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """Where two finished runs differ: parts of their checkpoints, curves."""
+    found = []
+    for name in ("last", "best"):
+        states = [checkpoints.read(x / f"logs/soak/checkpoints/{name}.ckpt") for x in (one, other)]
+        for part in states[0].keys() | states[1].keys():
+            if not same(states[0].get(part), states[1].get(part)):
+                found.append(f"{name}.ckpt: {part}")
+    boards = []
+    for folder in (one, other):
+        board = EventAccumulator(str(folder / "logs" / "soak"), size_guidance={"scalars": 0})
+        board.Reload()
+        tags = [tag for tag in board.Tags()["scalars"] if tag != SPEED]
+        boards.append({tag: [(x.step, x.value) for x in board.Scalars(tag)] for tag in tags})
+    for tag in boards[0].keys() | boards[1].keys():
+        if boards[0].get(tag) != boards[1].get(tag):
+            found.append(f"curve {tag}")
+    return sorted(found)
+
+
+def kill_and_resume(whole: Path, scratch: Path, kills: int, longest: float, rng) -> None:
+    killed = trials = exact = 0
+    while killed < kills:
+        folder = make_folder(scratch / f"trial{trials}")
+        trials += 1
+        for _ in range(kills - killed):
+            process = start(folder)
+            try:
+                process.wait(rng.uniform(0, longest))
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                killed += 1
+                print(f"\rkilled {killed} of {kills}", end="", file=sys.stderr, flush=True)
+                continue
+            break  # it came to its end
+        finish(folder)
+        different = differences(whole, folder)
+        exact += not different
+        for line in different:
+            print(f"trial {trials}: {line} differs")
+        shutil.rmtree(folder)
+    print(
+        f"\r{killed} kills in {trials} runs: {exact} of {trials} runs ended bit for bit as the"
+        " unbroken one"
+    )
+
+
+def damage(whole: Path, scratch: Path, rng) -> None:
+    """last.ckpt cut or with a flipped bit: the one before is used, and the end is the same."""
+    exact = 0
+    kinds = ("cut", "flipped", "emptied", "removed")
+    for kind in kinds:
+        folder = make_folder(scratch / kind)
+        process = start(folder)
+        last = folder / "logs/soak/checkpoints/last.ckpt"
+        while not last.with_name(checkpoints.PREVIOUS).exists() and process.poll() is None:
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        data = bytearray(last.read_bytes())
+        if kind == "flipped":
+            data[len(data) // 2] ^= 1 << rng.randrange(8)
+        last.write_bytes(data[: {"cut": len(data) // 2, "emptied": 0}.get(kind, len(data))])
+        if kind == "removed":
+            last.unlink()
+        said = finish(folder)
+        assert "going on from" in said, said
+        exact += not differences(whole, folder)
+    print(f"last.ckpt damaged in {len(kinds)} ways: {exact} runs ended bit for bit the same")
+
+
+def full_disk(whole: Path, scratch: Path) -> None:
+    """A disk of a few megabytes that fills while saving; needs the right to mount one."""
+    disk = scratch / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        print("disk not filled: mounting a small one is not allowed here")
+        return
+    try:
+        folder = make_folder(disk / "run")
+        process = start(folder)
+        last = folder / "logs/soak/checkpoints/last.ckpt"
+        while not last.exists() and process.poll() is None:
+            time.sleep(0.01)
+        filler = disk / "filler"
+        with filler.open("wb") as file:
+            try:
+                while True:
+                    file.write(bytes(1 << 12))
+                    file.flush()
+            except OSError:
+                pass
+        said = process.communicate()[1]
+        line = said.strip().split("\n")[-1]
+        assert process.returncode == 2, said
+        checkpoints.read(last)
+        filler.unlink()
+        finish(folder)
+        same_end = not differences(whole, folder)
+        print(
+            f"disk filled: exit code 2, {line!r}; last.ckpt whole; resumed "
+            f"{'bit for bit' if same_end else 'NOT the same'}"
+        )
+    finally:
+        subprocess.run(["umount", "-l", str(disk)])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+    rng = random.Random(args.seed)
+    with tempfile.TemporaryDirectory() as temporary:
+        scratch = Path(temporary)
+        finish(make_folder(scratch / "warm"))  # the compile cache
+        whole = make_folder(scratch / "whole")
+        began = time.perf_counter()
+        finish(whole)
+        longest = time.perf_counter() - began
+        print(f"an unbroken run takes {longest:.1f} s")
+        kill_and_resume(whole, scratch, args.kills, longest, rng)
+        damage(whole, scratch, rng)
+        full_disk(whole, scratch)
+
+
+if __name__ == "__main__":
+    main()
