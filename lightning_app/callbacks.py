@@ -105,6 +105,8 @@ class TextSamples(Callback):
             return
         head = trainer.datamodule.split("val")[: min(40, pl_module.hparams.block_size)]
         line = pl_module.tokenizer.decode(head).split("\n")[0]
+        if pl_module.tokenizer.unit == "byte":
+            line = line.replace("\ufffd", "")  # a character cut in two
         prompts = ["", line + "\n" if "\n" in pl_module.tokenizer.ids else line]
         texts = complete(
             pl_module.gpt,

@@ -180,7 +180,7 @@ def load(path: Path) -> Trained:
             raise ValueError("counts and alphabet do not match")
         gpt = GPT(config)
         gpt.load_state_dict(weights)
-        tokenizer = Tokenizer(alphabet)
+        tokenizer = Tokenizer(alphabet, info.get("unit", "char"))
     except (
         *(KeyError, TypeError, ValueError, AttributeError, AssertionError, RuntimeError),
         UserError,

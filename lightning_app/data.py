@@ -12,7 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lightning_app import corpora, windows
-from lightning_app.encoding import EncodedText, encode
+from lightning_app.encoding import EncodedText, Unit, encode
 from lightning_app.errors import UserError
 from lightning_app.splits import bounds, check_shares
 from lightning_app.tokenizer import Tokenizer
@@ -85,7 +85,7 @@ class CharDataModule(L.LightningDataModule):
 
     Args:
         corpus: The text: a UTF-8 file, a folder, a glob, or a name (shakespeare,
-            tiny_shakespeare).
+            tiny_shakespeare, text8, enwik8).
         block_size: Characters the model sees at once (its context).
         batch_size: Windows in a batch, per process; of shorter ones (--schedule.windows) it takes
             as many as make the same number of characters.
@@ -93,6 +93,8 @@ class CharDataModule(L.LightningDataModule):
             be left out.
         hold_out: Whether splits are cut between characters, or where the nearest file begins: whole
             files of a folder or glob are then held out.
+        unit: What a text is cut into: char, or byte, which takes any file as it is; null is byte
+            for enwik8, else char.
         data_dir: Where corpora and their encoded form are kept.
         seed: Decides the order of the windows.
     """
@@ -104,6 +106,7 @@ class CharDataModule(L.LightningDataModule):
         batch_size: PositiveInt = 32,
         splits: list[float] = (0.9, 0.05, 0.05),  # a list on the command line
         hold_out: Literal["characters", "files"] = "characters",
+        unit: Unit | None = None,
         data_dir: str = "data",
         seed: int = 1337,
     ) -> None:
@@ -113,6 +116,7 @@ class CharDataModule(L.LightningDataModule):
         self.batch_size = batch_size
         self.splits = list(splits)
         self.hold_out = hold_out
+        self.unit = unit
         self.data_dir = data_dir
         self.seed = seed
         check_shares(self.splits)
@@ -129,7 +133,8 @@ class CharDataModule(L.LightningDataModule):
             return
         found = corpora.find(self.corpus, Path(self.data_dir))
         self.name = found.name
-        self.text = encode(found.files, Path(self.data_dir) / "cache")
+        self.unit = self.unit or found.unit
+        self.text = encode(found.files, Path(self.data_dir) / "cache", self.unit)
         whole_files = found.snap or self.hold_out == "files"
         starts = self.text.starts if whole_files else None
         self.bounds = bounds(len(self.text.ids), self.splits, starts)
@@ -150,10 +155,10 @@ class CharDataModule(L.LightningDataModule):
         """Use a trained network's ids, which may know more characters. Raises UserError when the
         text has others."""
         self.setup()
-        tokenizer = Tokenizer(alphabet)
+        tokenizer = Tokenizer(alphabet, self.unit)
         if missing := [c for c in self.text.alphabet if c not in tokenizer.ids]:
             raise UserError(tokenizer.explain(missing, f"the corpus {self.corpus}"))
-        self.ids_of = tokenizer.encode(self.text.alphabet)
+        self.ids_of = np.array([tokenizer.ids[c] for c in self.text.alphabet], dtype=np.int64)
 
     @property
     def alphabet(self) -> str:
@@ -170,6 +175,7 @@ class CharDataModule(L.LightningDataModule):
             "corpus": self.name,
             "splits": self.splits,
             "hold_out": self.hold_out,
+            "unit": self.unit,
             "block_size": self.block_size,
             "batch_size": self.batch_size,
             "fingerprint": self.text.fingerprint,

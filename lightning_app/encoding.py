@@ -2,7 +2,8 @@
 
 Two passes over the text, a few megabytes at a time: the first finds the alphabet and the content's
 hash, the second writes the ids under that hash. Line ends become LF and a byte-order mark goes, so
-the hash is that of the characters a model sees.
+the hash is that of the characters a model sees. Cut into bytes, a file is taken as it is, and a
+symbol is the character of the byte's number.
 """
 
 import codecs
@@ -13,6 +14,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from tqdm import tqdm
@@ -20,8 +22,10 @@ from tqdm import tqdm
 from lightning_app.errors import UserError
 from lightning_app.locks import lock_file
 
+Unit = Literal["char", "byte"]
 CHUNK = 4 << 20  # bytes read at a time
 CODE_POINTS = 0x110000
+MARK = {"char": b"", "byte": b"bytes:"}  # before what is hashed: "é" in bytes is another text
 FORMAT = 1  # of the cache; raise it and old caches are made anew
 
 
@@ -31,9 +35,17 @@ class EncodedText:
 
     ids: np.ndarray  # (n,) memory-mapped, the smallest unsigned type that holds the alphabet
     alphabet: str  # the sorted code points of the text
-    fingerprint: str  # sha256 of the text's characters as UTF-8
+    fingerprint: str  # sha256 of the text's characters as UTF-8, or of its bytes
     starts: tuple[int, ...]  # where each file begins, in characters
     notes: tuple[str, ...]  # what was changed on the way: byte-order marks, CRLF
+    unit: Unit = "char"
+
+
+def read_bytes(path: Path) -> Iterator[tuple[bytes, int]]:
+    """Pieces of a file as it is, with their length."""
+    with path.open("rb") as file:
+        while raw := file.read(CHUNK):
+            yield raw, len(raw)
 
 
 def read_chunks(path: Path) -> Iterator[tuple[bytes, int]]:
@@ -77,31 +89,31 @@ def describe_bad_byte(path: Path) -> str:
     return f"{path} changed while it was read; start again"
 
 
-def code_points(chunk: bytes) -> np.ndarray:
-    if chunk.isascii():
+def code_points(chunk: bytes, unit: Unit) -> np.ndarray:
+    if unit == "byte" or chunk.isascii():
         return np.frombuffer(chunk, dtype=np.uint8)
     return np.frombuffer(chunk.decode("utf-8").encode("utf-32-le"), dtype=np.uint32)
 
 
-def read_all(files: Sequence[Path], doing: str) -> Iterator[tuple[int, bytes]]:
+def read_all(files: Sequence[Path], unit: Unit, doing: str) -> Iterator[tuple[int, bytes]]:
     """(file number, piece) over all files, with the newline that joins them; a bar after 2 s."""
     total = sum(file.stat().st_size for file in files)
     with tqdm(total=total, desc=doing, unit="B", unit_scale=True, delay=2, leave=False) as bar:
         for number, file in enumerate(files):
             if number:
                 yield number - 1, b"\n"
-            for chunk, read in read_chunks(file):
+            for chunk, read in (read_bytes if unit == "byte" else read_chunks)(file):
                 yield number, chunk
                 bar.update(read)
 
 
-def survey(files: Sequence[Path]) -> tuple[np.ndarray, str, list[int]]:
+def survey(files: Sequence[Path], unit: Unit) -> tuple[np.ndarray, str, list[int]]:
     """First pass: counts by code point, the fingerprint, and how many characters each file adds."""
     counts = np.zeros(CODE_POINTS, dtype=np.int64)
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(MARK[unit])
     lengths = [0] * len(files)
-    for number, chunk in read_all(files, "reading"):
-        codes = code_points(chunk)
+    for number, chunk in read_all(files, unit, "reading"):
+        codes = code_points(chunk, unit)
         found = np.bincount(codes)
         counts[: len(found)] += found
         lengths[number] += len(codes)
@@ -121,13 +133,13 @@ def notes_on(files: Sequence[Path]) -> list[str]:
     return notes + ([f"{crlf} file(s) with CRLF line ends, read as LF"] if crlf else [])
 
 
-def encode(files: Sequence[Path], cache: Path) -> EncodedText:
+def encode(files: Sequence[Path], cache: Path, unit: Unit = "char") -> EncodedText:
     """Ids of the texts in `files`, joined by a newline, memory-mapped from below `cache`.
 
     Raises UserError for an empty or undecodable text. A second process waits for the first.
     """
     try:
-        counts, fingerprint, lengths = survey(files)
+        counts, fingerprint, lengths = survey(files, unit)
     except PermissionError as error:
         raise UserError(f"{error.filename} cannot be read: permission denied") from None
     alphabet = "".join(map(chr, np.flatnonzero(counts)))
@@ -140,13 +152,14 @@ def encode(files: Sequence[Path], cache: Path) -> EncodedText:
     if not is_whole(folder, fingerprint, size):
         with lock_file(folder.with_suffix(".lock")):
             if not is_whole(folder, fingerprint, size):  # another process made it meanwhile
-                write(files, folder, fingerprint, alphabet, dtype)
+                write(files, unit, folder, fingerprint, alphabet, dtype)
     return EncodedText(
         ids=np.memmap(folder / "ids.bin", dtype=dtype, mode="r", shape=(n,)),
         alphabet=alphabet,
         fingerprint=fingerprint,
         starts=tuple(int(x) for x in np.cumsum([0, *lengths[:-1]])),
-        notes=tuple(notes_on(files)),
+        notes=tuple(notes_on(files)) if unit == "char" else (),
+        unit=unit,
     )
 
 
@@ -162,7 +175,12 @@ def is_whole(folder: Path, fingerprint: str, size: int) -> bool:
 
 
 def write(
-    files: Sequence[Path], folder: Path, fingerprint: str, alphabet: str, dtype: np.dtype
+    files: Sequence[Path],
+    unit: Unit,
+    folder: Path,
+    fingerprint: str,
+    alphabet: str,
+    dtype: np.dtype,
 ) -> None:
     """Second pass, into a folder beside, renamed when whole: a kill leaves nothing half-made."""
     temporary = folder.with_suffix(".part")
@@ -170,11 +188,11 @@ def write(
     temporary.mkdir()
     table = np.zeros(ord(alphabet[-1]) + 1, dtype=dtype)
     table[[ord(c) for c in alphabet]] = np.arange(len(alphabet), dtype=dtype)
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(MARK[unit])
     try:
         with (temporary / "ids.bin").open("wb") as file:
-            for _, chunk in read_all(files, "encoding"):
-                codes = code_points(chunk)
+            for _, chunk in read_all(files, unit, "encoding"):
+                codes = code_points(chunk, unit)
                 digest.update(chunk)
                 if len(codes) and codes.max() >= len(table):
                     break  # a new character: the file changed, as the digest will tell

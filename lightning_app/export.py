@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from lightning_app.encoding import Unit
 from lightning_app.errors import UserError
 from lightning_app.gpt import GPT, NORM_EPS
 
@@ -60,19 +61,34 @@ def qwen3_config(gpt: GPT) -> dict:
     }
 
 
-def write_tokenizer(alphabet: str, folder: Path) -> None:
-    """tokenizer.json: every code point a token, decoded by joining."""
+def printable_bytes() -> dict[int, str]:
+    """A character for each byte as `tokenizers` shows them: itself, or from 256 on in order."""
+    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [b for b in range(256) if b not in shown]
+    return {b: chr(b) for b in shown} | {b: chr(256 + i) for i, b in enumerate(others)}
+
+
+def write_tokenizer(alphabet: str, unit: Unit, folder: Path) -> None:
+    """tokenizer.json: every code point a token, or every byte, decoded by joining."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-    tokenizer = Tokenizer(models.WordLevel({c: i for i, c in enumerate(alphabet)}, unk_token=""))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
-    tokenizer.decoder = decoders.Fuse()
+    one_by_one = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    if unit == "byte":
+        shown = printable_bytes()
+        vocabulary = {shown[ord(c)]: i for i, c in enumerate(alphabet)}
+        as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        split, decoder = pre_tokenizers.Sequence([as_bytes, one_by_one]), decoders.ByteLevel()
+    else:
+        vocabulary = {c: i for i, c in enumerate(alphabet)}
+        split, decoder = one_by_one, decoders.Fuse()
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=""))
+    tokenizer.pre_tokenizer, tokenizer.decoder = split, decoder
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
 
 
-def export(gpt: GPT, alphabet: str, folder: Path) -> None:
+def export(gpt: GPT, alphabet: str, folder: Path, unit: Unit = "char") -> None:
     """Write config.json, model.safetensors, generation_config.json and the tokenizer's files.
 
     Raises UserError when the libraries are missing or the folder already holds something.
@@ -97,4 +113,4 @@ def export(gpt: GPT, alphabet: str, folder: Path) -> None:
     sampling = {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "top_k": 0}
     sampling |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     (folder / "generation_config.json").write_text(json.dumps(sampling, indent=2))
-    write_tokenizer(alphabet, folder)
+    write_tokenizer(alphabet, unit, folder)

@@ -287,6 +287,7 @@ def complete(
     rows = [(i, j) for i in range(len(prompts)) for j in range(num_samples)]
     ended = [False] * len(rows)
     pieces: list[list[str]] = [[] for _ in rows]
+    decoders = [tokenizer.decoder() for _ in rows]
     tails = [""] * len(rows)  # as much of each text as a stop text can reach back
     steps = generate(
         gpt,
@@ -297,14 +298,14 @@ def complete(
         weights=weights,
     )
     for _ in range(options.max_new_tokens):
-        new = [tokenizer.alphabet[i] for i in next(steps)]
-        for row, character in enumerate(new):
+        new = [decode(i) for decode, i in zip(decoders, next(steps), strict=True)]
+        for row, characters in enumerate(new):
             if ended[row]:
                 new[row] = ""
                 continue
-            pieces[row].append(character)
-            if options.stop:
-                tails[row] = (tails[row] + character)[-len(options.stop) :]
+            pieces[row].append(characters)
+            if options.stop and characters:
+                tails[row] = (tails[row] + characters)[-len(options.stop) :]
                 ended[row] = tails[row] == options.stop
         if on_characters:
             on_characters(new)

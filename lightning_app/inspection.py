@@ -202,22 +202,30 @@ def inspect(
     for name, (first, last) in bounds.items():
         own = count_symbols(ids[first:last], len(alphabet))
         splits.append(Split(name, first, last, int(own[~seen].sum())))
-    symbols = [
-        Symbol(f"U+{ord(c):04X}", name_of(c), int(n), suspicion(c))
-        for c, n in zip(alphabet, counts, strict=True)
-    ]
-    notes = [*text.notes, *line_ends(files), *normalisation(ids, alphabet, counts)]
+    if text.unit == "byte":
+        symbols = [
+            Symbol(f"U+{ord(c):04X}", f"byte 0x{ord(c):02x}", int(n))
+            for c, n in zip(alphabet, counts, strict=True)
+        ]
+        notes = []
+    else:
+        symbols = [
+            Symbol(f"U+{ord(c):04X}", name_of(c), int(n), suspicion(c))
+            for c, n in zip(alphabet, counts, strict=True)
+        ]
+        notes = [*text.notes, *line_ends(files), *normalisation(ids, alphabet, counts)]
+        notes += mojibake(ids, alphabet)
     held = next((bounds[name] for name in ("val", "test") if np.diff(bounds[name])), None)
     figures = None
     if with_yardsticks and held and bounds["train"][1]:
-        figures = yardsticks.cached(ids, alphabet, bounds["train"], held)
+        figures = yardsticks.cached(text, bounds["train"], held)
     return Inspection(
         corpus=corpus,
         files=len(files),
         bytes=sum(file.stat().st_size for file in files),
         characters=len(ids),
         fingerprint=text.fingerprint,
-        notes=(*notes, *mojibake(ids, alphabet)),
+        notes=tuple(notes),
         alphabet=tuple(sorted(symbols, key=lambda s: -s.count)),
         splits=tuple(splits),
         repetitions=find_repetitions(text, bounds),

@@ -22,6 +22,7 @@ MUST_MATCH = (
     ("alphabet", "alphabet"),
     ("splits", "data.splits"),
     ("hold_out", "data.hold_out"),
+    ("unit", "data.unit"),
     ("seed", "seed_everything"),
     ("block_size", "data.block_size"),
     ("global_batch", "data.batch_size x accumulation x processes"),
@@ -45,7 +46,7 @@ class Differences:
 
 def compare(old: dict[str, Any], new: dict[str, Any]) -> Differences:
     differences = Differences()
-    old = {"hold_out": "characters"} | old  # files from before that option
+    old = {"hold_out": "characters", "unit": "char"} | old  # files from before these options
     if old["fingerprint"] != new["fingerprint"]:  # the same text may lie elsewhere
         names = (f"{x['corpus']} ({x['fingerprint'][:8]})" for x in (old, new))
         differences.refused += changes("data.corpus", *names)

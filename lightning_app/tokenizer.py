@@ -1,9 +1,12 @@
-"""Characters to ids and back: the alphabet is the sorted code points of a corpus."""
+"""Characters to ids and back: the alphabet is the sorted code points of a corpus, or its bytes."""
 
+import codecs
 import unicodedata
+from collections.abc import Callable
 
 import numpy as np
 
+from lightning_app.encoding import Unit
 from lightning_app.errors import UserError
 
 # What a typewriter offers for the commonest typographic characters; NFKD does not know these.
@@ -18,27 +21,53 @@ PLAIN = {
 
 
 class Tokenizer:
-    """One id per character: its place in the sorted alphabet. Ids do not depend on anything else,
-    so the alphabet string is the whole tokenizer."""
+    """One id per character: its place in the sorted alphabet. Ids do not depend on anything else.
 
-    def __init__(self, alphabet: str) -> None:
+    With unit "byte" a text is its UTF-8 bytes, and the alphabet's characters stand for their
+    numbers.
+    """
+
+    def __init__(self, alphabet: str, unit: Unit = "char") -> None:
         assert list(alphabet) == sorted(set(alphabet)), "an alphabet is sorted and without repeats"
-        self.alphabet = alphabet
+        assert unit in ("char", "byte"), "a text is cut into characters or bytes"
+        assert unit == "char" or max(alphabet, default="") <= "\xff", "a byte is below 256"
+        self.alphabet, self.unit = alphabet, unit
         self.ids = {character: i for i, character in enumerate(alphabet)}
 
     def __len__(self) -> int:
         return len(self.alphabet)
 
     def encode(self, text: str, what: str = "the text") -> np.ndarray:
-        """Ids of `text`, int64 (len(text),). Raises UserError naming the characters it lacks."""
+        """Ids of `text`, int64 (n,). Raises UserError naming the characters it lacks."""
+        if self.unit == "byte":
+            return self.encode_bytes(text.encode("utf-8"), what)
         missing = [c for c in dict.fromkeys(text) if c not in self.ids]
         if missing:
             at = text.index(missing[0])
             raise UserError(f"{self.explain(missing, what)} (the first at position {at})")
         return np.array([self.ids[c] for c in text], dtype=np.int64)
 
+    def encode_bytes(self, data: bytes, what: str) -> np.ndarray:
+        missing = [b for b in dict.fromkeys(data) if chr(b) not in self.ids]
+        if missing:
+            named = ", ".join(f"0x{b:02x}" for b in missing[:5])
+            raise UserError(
+                f"{what} has bytes the model never saw: {named} (the first at position "
+                f"{data.index(missing[0])}); leave them out"
+            )
+        return np.array([self.ids[chr(b)] for b in data], dtype=np.int64)
+
     def decode(self, ids) -> str:
-        return "".join(self.alphabet[i] for i in ids)
+        text = "".join(self.alphabet[i] for i in ids)
+        return text.encode("latin-1").decode("utf-8", "replace") if self.unit == "byte" else text
+
+    def decoder(self) -> Callable[[int], str]:
+        """A function for one text that turns id after id into its next characters: one, or for
+        bytes none until a character is whole."""
+        if self.unit == "char":
+            return self.alphabet.__getitem__
+        incremental = codecs.getincrementaldecoder("utf-8")("replace")
+        return lambda i: incremental.decode(self.alphabet[i].encode("latin-1"))
 
     def explain(self, missing: list[str], what: str) -> str:
         """Which characters `what` has that the alphabet lacks, and what to write instead."""

@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from lightning_app.encoding import EncodedText, Unit
+
 TRAIN_BYTES, HELD_BYTES = 20_000_000, 5_000_000  # more text is not read: it would take minutes
 MAX_ORDER = 16  # of the n-gram models
 FORMAT = 1  # of the cache; raise it and old figures are measured anew
@@ -105,28 +107,34 @@ def ppmd(data: bytes) -> bytes:
     return pyppmd.compress(data, max_order=6, mem_size=memory)
 
 
-def as_bytes(ids: NDArray[np.integer], alphabet: str) -> bytes:
-    """The text as UTF-8."""
+def as_bytes(ids: NDArray[np.integer], alphabet: str, unit: Unit = "char") -> bytes:
+    """The text as UTF-8; one cut into bytes as it is."""
+    if unit == "byte":
+        return np.frombuffer(alphabet.encode("latin-1"), dtype=np.uint8)[ids].tobytes()
     codes = np.array([ord(c) for c in alphabet], dtype="<u4")
     return codes[ids].tobytes().decode("utf-32-le").encode("utf-8")
 
 
-def within(ids: NDArray[np.integer], alphabet: str, limit: int) -> int:
-    """How many characters make at most `limit` bytes of UTF-8, by their mean length."""
+def within(ids: NDArray[np.integer], alphabet: str, unit: Unit, limit: int) -> int:
+    """How many characters make at most `limit` bytes, by their mean length."""
     sample = ids[:: max(1, len(ids) // 100_000)]
-    return int(limit * len(sample) / max(1, len(as_bytes(sample, alphabet))))
+    return int(limit * len(sample) / max(1, len(as_bytes(sample, alphabet, unit))))
 
 
 def measure(
-    ids: NDArray[np.integer], alphabet: str, train: tuple[int, int], held: tuple[int, int]
+    ids: NDArray[np.integer],
+    alphabet: str,
+    train: tuple[int, int],
+    held: tuple[int, int],
+    unit: Unit = "char",
 ) -> Yardsticks:
     """All yardsticks, best first, on the characters `held` of a text, given those of `train`: the
     last 20 MB of these, and the first 5 MB of those, where there are more."""
     before, after = ids[train[0] : train[1]], ids[held[0] : held[1]]
-    before = before[max(0, len(before) - within(before, alphabet, TRAIN_BYTES)) :]
-    after = after[: within(after, alphabet, HELD_BYTES)]
+    before = before[max(0, len(before) - within(before, alphabet, unit, TRAIN_BYTES)) :]
+    after = after[: within(after, alphabet, unit, HELD_BYTES)]
     n = len(after)
-    texts = as_bytes(before, alphabet), as_bytes(after, alphabet)
+    texts = as_bytes(before, alphabet, unit), as_bytes(after, alphabet, unit)
     figures = [Yardstick("uniform", math.log(len(alphabet)), 0.0)]
 
     def n_gram() -> None:
@@ -158,11 +166,9 @@ def measure(
     return Yardsticks(len(before), n, tuple(figures))
 
 
-def cached(
-    ids: np.memmap, alphabet: str, train: tuple[int, int], held: tuple[int, int]
-) -> Yardsticks:
+def cached(text: EncodedText, train: tuple[int, int], held: tuple[int, int]) -> Yardsticks:
     """`measure`, kept in a file beside the encoded text."""
-    file = Path(ids.filename).with_name("yardsticks.json")
+    file = Path(text.ids.filename).with_name("yardsticks.json")
     key = f"{FORMAT}: {train[0]}-{train[1]}, {held[0]}-{held[1]}"
     known = {}
     try:
@@ -173,7 +179,7 @@ def cached(
             return Yardsticks(found["train"], found["held"], figures)
     except (OSError, ValueError, KeyError, TypeError):
         pass  # none yet, or a damaged file: measured anew
-    fresh = measure(ids, alphabet, train, held)
+    fresh = measure(text.ids, text.alphabet, train, held, text.unit)
     temporary = file.with_name(f"yardsticks.{os.getpid()}.part")
     try:
         temporary.write_text(json.dumps(known | {key: asdict(fresh)}), encoding="utf-8")

@@ -342,7 +342,7 @@ def test_the_description_finds_and_recognises_the_same_data_again(make):
     module = make(splits=[0.8, 0.2])
     module.setup()
     kept = module.describe()
-    names = ("corpus", "splits", "hold_out", "block_size", "batch_size")
+    names = ("corpus", "splits", "hold_out", "unit", "block_size", "batch_size")
     options = {name: kept[name] for name in names}
     again = CharDataModule(**options, data_dir=module.data_dir)
     again.setup()

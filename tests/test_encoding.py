@@ -241,8 +241,8 @@ def test_a_file_that_changes_between_the_passes_is_refused_and_not_cached(
 ):
     file, survey = written(tmp_path / "a.txt", "abc"), encoding.survey
 
-    def survey_and_change(files):
-        found = survey(files)
+    def survey_and_change(files, unit):
+        found = survey(files, unit)
         written(file, later)
         return found
 
@@ -360,8 +360,8 @@ from pathlib import Path
 from lightning_app import encoding
 encoding.CHUNK = 100
 read_all = encoding.read_all
-def slowly(files, doing):  # as a large text would be: both are at it at the same time
-    for piece in read_all(files, doing):
+def slowly(files, *how):  # as a large text would be: both are at it at the same time
+    for piece in read_all(files, *how):
         time.sleep(0.0005)
         yield piece
 encoding.read_all = slowly

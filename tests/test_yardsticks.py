@@ -143,20 +143,20 @@ def encoded(tmp_path):
 
 
 def test_figures_are_kept_beside_the_encoded_text_for_each_pair_of_splits(encoded, monkeypatch):
-    first = cached(encoded.ids, encoded.alphabet, (0, 4000), (4000, 5000))
-    other = cached(encoded.ids, encoded.alphabet, (0, 3000), (3000, 4000))
+    first = cached(encoded, (0, 4000), (4000, 5000))
+    other = cached(encoded, (0, 3000), (3000, 4000))
     monkeypatch.setattr(yardsticks, "measure", None)  # no need to measure again
-    assert cached(encoded.ids, encoded.alphabet, (0, 4000), (4000, 5000)) == first != other
-    assert cached(encoded.ids, encoded.alphabet, (0, 3000), (3000, 4000)) == other
+    assert cached(encoded, (0, 4000), (4000, 5000)) == first != other
+    assert cached(encoded, (0, 3000), (3000, 4000)) == other
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"1: 0-4000, 4000-5000": 7}'])
 def test_a_damaged_cache_is_measured_anew(encoded, tmp_path, damage):
     bounds = (0, 4000), (4000, 5000)
-    first = cached(encoded.ids, encoded.alphabet, *bounds)
+    first = cached(encoded, *bounds)
     (file,) = tmp_path.glob("cache/*/yardsticks.json")
     file.write_text(damage)
-    again = cached(encoded.ids, encoded.alphabet, *bounds)
+    again = cached(encoded, *bounds)
     assert [(y.name, y.nats) for y in again.figures] == [(y.name, y.nats) for y in first.figures]
     assert len(json.loads(file.read_text())) == 1
     assert not list(tmp_path.glob("cache/*/*.part"))
@@ -174,15 +174,15 @@ def test_without_pyppmd_its_line_says_what_to_install_and_a_later_run_measures_i
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", missing)
-    lines = table(cached(encoded.ids, encoded.alphabet, *bounds))
+    lines = table(cached(encoded, *bounds))
     assert "pip install" in lines[-1]
     assert "PPMd" in lines[-1]
     monkeypatch.setattr(builtins, "__import__", real)
-    assert all(y.nats for y in cached(encoded.ids, encoded.alphabet, *bounds).figures)
+    assert all(y.nats for y in cached(encoded, *bounds).figures)
 
 
 def test_the_network_stands_in_the_table_where_its_figure_puts_it(encoded):
-    found = cached(encoded.ids, encoded.alphabet, (0, 4000), (4000, 5000))
+    found = cached(encoded, (0, 4000), (4000, 5000))
     nats = sorted(y.nats for y in found.figures)
     middle = (nats[1] + nats[2]) / 2
     lines = table(found, ("this network", middle))

@@ -106,7 +106,7 @@ def beside(data: CharDataModule, split: str, loss: float) -> list[str]:
     """The figure among simple models and compressors, on the same text."""
     first, last = data.bounds[split]
     held = max(first, 1), last  # the corpus's first character is not scored
-    found = yardsticks.cached(data.text.ids, data.alphabet, data.bounds["train"], held)
+    found = yardsticks.cached(data.text, data.bounds["train"], held)
     heading = f"the same {found.held:,} characters, given {found.train:,} of the training split"
     if found.held < held[1] - held[0]:
         heading = f"the first {found.held:,} of these characters, given {found.train:,} before them"
@@ -118,9 +118,10 @@ def rebuild_data(trained: checkpoints.Trained, options: DataOptions) -> CharData
 
     Raises UserError when the text is not the same any more, or has characters unknown to it.
     """
-    then = {"hold_out": "characters"} | trained.info["data"]  # files from before that option
+    then = {"hold_out": "characters", "unit": "char"} | trained.info["data"]  # older files
     given = {k: v for k, v in asdict(options).items() if v is not None}
-    kept = {k: then[k] for k in ("corpus", "splits", "hold_out", "block_size", "batch_size")}
+    names = ("corpus", "splits", "hold_out", "unit", "block_size", "batch_size")
+    kept = {k: then[k] for k in names}
     data = CharDataModule(**kept | given)
     if data.block_size > trained.gpt.config.block_size:
         raise UserError(

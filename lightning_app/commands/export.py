@@ -18,7 +18,7 @@ def main(argv: list[str]) -> int:
     config = parser.parse_args(rest)
     name = runs.run_name(config.run or runs.read_configs(configs).get("run"), configs)
     trained = checkpoints.load(runs.find_checkpoint(config.ckpt_path, name))
-    export(trained.gpt, trained.tokenizer.alphabet, Path(config.to))
+    export(trained.gpt, trained.tokenizer.alphabet, Path(config.to), trained.tokenizer.unit)
     print(f"wrote {config.to}; open it with transformers:")
     print(f'  AutoModelForCausalLM.from_pretrained("{config.to}")')
     print(f'  AutoTokenizer.from_pretrained("{config.to}")')

@@ -26,6 +26,7 @@ from lightning_app.module import CharGPT
 from lightning_app.optim import OptimOptions, ScheduleOptions, window_size
 from lightning_app.parsing import FriendlyErrors
 from lightning_app.saving import AtomicCheckpointIO, Checkpoints, Interrupted, Signals
+from lightning_app.tokenizer import Tokenizer
 from lightning_app.trainer import check_flags, make_trainer
 
 TRAINER_DEFAULTS = {
@@ -162,6 +163,7 @@ class FitCLI(LightningCLI):
         self.datamodule: CharDataModule = self.config_init.data
         self.datamodule.check_trainable()
         self.model: CharGPT = self.config_init.model
+        self.model.tokenizer = Tokenizer(self.datamodule.alphabet, self.datamodule.unit)
         self.model.optim = self.config_init.optim
         self.model.schedule = self.config_init.schedule
         self.model.generate = self.config_init.generate
@@ -271,6 +273,7 @@ class FitCLI(LightningCLI):
             "alphabet": data.alphabet,
             "splits": data.splits,
             "hold_out": data.hold_out,
+            "unit": data.unit,
             "seed": c.seed_everything,
             "block_size": data.block_size,
             "global_batch": data.batch_size * trainer.accumulate_grad_batches * trainer.world_size,

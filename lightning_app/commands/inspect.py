@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from lightning_app import corpora, inspection, runs
-from lightning_app.encoding import encode
+from lightning_app.encoding import Unit, encode
 from lightning_app.parsing import Parser
 from lightning_app.splits import bounds, check_shares
 
@@ -16,15 +16,18 @@ class DataOptions:
     """Which text.
 
     Args:
-        corpus: A UTF-8 file, a folder, a glob, or a name (shakespeare, tiny_shakespeare).
+        corpus: A UTF-8 file, a folder, a glob, or a name (shakespeare, tiny_shakespeare,
+            text8, enwik8).
         splits: Shares for training, validation and test.
         hold_out: Whether these are cut between characters, or where the nearest file begins.
+        unit: What the text is cut into; null is byte for enwik8, else char.
         data_dir: Where corpora and their encoded form are kept.
     """
 
     corpus: str = "shakespeare"
     splits: list[float] = (0.9, 0.05, 0.05)
     hold_out: Literal["characters", "files"] = "characters"
+    unit: Unit | None = None
     data_dir: str = "data"
 
 
@@ -38,13 +41,14 @@ def main(argv: list[str]) -> int:
     add("--debug", type=bool, default=False, help="Show tracebacks.")
     known = runs.read_configs(configs).get("data", {})
     parser.set_defaults(
-        {f"data.{k}": known[k] for k in ("corpus", "splits", "hold_out") if k in known}
+        {f"data.{k}": known[k] for k in ("corpus", "splits", "hold_out", "unit") if k in known}
     )
     config = parser.parse_args(rest)
     data = parser.instantiate_classes(config).data
     check_shares(data.splits)
     found = corpora.find(data.corpus, Path(data.data_dir))
-    text = encode(found.files, Path(data.data_dir) / "cache")
+    unit = data.unit or found.unit
+    text = encode(found.files, Path(data.data_dir) / "cache", unit)
     starts = text.starts if found.snap or data.hold_out == "files" else None
     split = bounds(len(text.ids), data.splits, starts)
     seen = inspection.inspect(found.name, found.files, text, split, config.yardsticks)

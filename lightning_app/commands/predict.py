@@ -196,6 +196,7 @@ def predict_with_trainer(
 
     model = CharGPT(**trained.hyper_parameters)
     model.gpt, model.unigram = trained.gpt, trained.unigram
+    model.tokenizer = trained.tokenizer
     model.generate, model.generate_seed = options, seed
     model.num_samples = config.num_samples
     trainer = make_trainer(dict(parser.instantiate_classes(config).trainer))

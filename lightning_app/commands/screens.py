@@ -23,15 +23,16 @@ def before(cli: "FitCLI") -> list[str]:
     seconds = cli.seconds * steps / cli.trainer.max_steps
     time_needed = f"about {seconds / 60:.1f} minutes" if seconds >= 60 else "less than a minute"
     compiled = ", compiled" if facts["compile"] else ""
+    units = "bytes" if data.unit == "byte" else "characters"
     return [
-        f"corpus     {data.corpus}: {len(data.text.ids):,} characters ({sizes})",
+        f"corpus     {data.corpus}: {len(data.text.ids):,} {units} ({sizes})",
         *(f"           {note}" for note in data.text.notes),
-        f"alphabet   {len(data.alphabet)} characters",
+        f"alphabet   {len(data.alphabet)} {units}",
         f"network    {parameters / 1e6:.2f} M parameters: {gpt.config.n_layer} layers, "
         f"{gpt.config.n_head} heads, width {gpt.config.n_embd}, context {gpt.config.block_size}",
         f"device     {cli.accelerator}, {facts['precision']}{compiled}",
         f"training   {steps:,} steps of {facts['global_batch'] * facts['block_size']:,} "
-        f"characters, {time_needed}",
+        f"{units}, {time_needed}",
         f"run        {cli.folder} (watch it: tensorboard --logdir {runs.LOGS})"
         if not cli.dev_run
         else "run        none: fast_dev_run leaves no trace",
@@ -72,7 +73,7 @@ def after(cli: "FitCLI") -> list[str]:
     )[0]
     example = "O God, O God!"
     if not set(example) <= set(trained.tokenizer.alphabet):
-        example = " ".join(text.split())[:20]
+        example = " ".join(text.replace("\ufffd", "").split())[:20]
     return [
         *lines,
         "",
