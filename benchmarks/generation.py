@@ -1,0 +1,163 @@
+"""Writing speed beside llama2.c and transformers, on networks of random weights; alternating.
+
+    python benchmarks/generation.py [--llama2c FOLDER] [--rounds 5]
+
+FOLDER is a checkout of github.com/karpathy/llama2.c, whose run.c is compiled here with gcc -Ofast
+and OpenMP. Batch of one: characters a second over a context of 256, sampled (temperature 0.8, top_p
+0.9), the prompt a single character, everything warm. Then 64 texts at once.
+"""
+
+import argparse
+import os
+import re
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from lightning_app import hardware  # noqa: E402
+from lightning_app.export import export  # noqa: E402
+from lightning_app.generation import GenerateOptions, complete  # noqa: E402
+from lightning_app.gpt import GPT, GPTConfig  # noqa: E402
+from lightning_app.tokenizer import Tokenizer  # noqa: E402
+
+BLOCK = 256
+ALPHABET = "".join(chr(0x20 + i) for i in range(65))
+SHAPES = {
+    "10.6 M": {"n_layer": 6, "n_head": 6, "n_embd": 384, "mlp_size": 1024},
+    "1.8 M": {"n_layer": 4, "n_head": 2, "n_embd": 192, "mlp_size": 512},
+}
+OPTIONS = GenerateOptions(sampling="top_p", top_p=0.9, temperature=0.8, max_new_tokens=BLOCK - 1)
+
+
+def make_network(shape: dict) -> GPT:
+    torch.manual_seed(0)
+    gpt = GPT(GPTConfig(vocab_size=len(ALPHABET), block_size=BLOCK, **shape)).eval()
+    for p in gpt.parameters():
+        if p.ndim == 2:
+            torch.nn.init.normal_(p, std=p.size(1) ** -0.5)
+    return gpt
+
+
+def timed(write: Callable[[], int]) -> Callable[[], float]:
+    def speed() -> float:
+        began = time.perf_counter()
+        return write() / (time.perf_counter() - began)
+
+    return speed
+
+
+def ours(gpt: GPT, weights: str, texts: int = 1) -> Callable[[], float]:
+    tokenizer = Tokenizer(ALPHABET)
+
+    def write() -> int:
+        return sum(map(len, complete(gpt, tokenizer, ["A"], OPTIONS, 1, texts, weights=weights)))
+
+    return timed(write)
+
+
+def transformers(gpt: GPT, folder: Path, texts: int = 1) -> Callable[[], float]:
+    from transformers import AutoModelForCausalLM
+
+    if not folder.exists():
+        export(gpt, ALPHABET, folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    prompt = torch.full((texts, 1), 33)
+    new = BLOCK - 1
+
+    @torch.no_grad()
+    def write() -> int:
+        out = model.generate(
+            prompt, do_sample=True, temperature=0.8, top_p=0.9, top_k=0,
+            max_new_tokens=new, min_new_tokens=new,
+        )  # fmt: skip
+        return out[:, 1:].numel()
+
+    return timed(write)
+
+
+def llama2c(source: Path, shape: dict, folder: Path) -> Callable[[], float]:
+    """run.c on random weights of this shape, in its own file format; it reports its own speed."""
+    program = folder / "run"
+    flags = ["-Ofast", "-fopenmp", "-march=native"]
+    command = ["gcc", *flags, "-o", str(program), str(source / "run.c"), "-lm"]
+    subprocess.run(command, check=True)
+    d, hidden = shape["n_embd"], shape["mlp_size"]
+    layers, heads, v = shape["n_layer"], shape["n_head"], len(ALPHABET)
+    rng = np.random.default_rng(0)
+    sizes = [v * d, layers * d, *[layers * d * d] * 4, layers * d, *[layers * d * hidden] * 3, d]
+    model = folder / f"{d}.bin"
+    with model.open("wb") as file:
+        file.write(struct.pack("7i", d, hidden, layers, heads, heads, -v, BLOCK))
+        for size in sizes:
+            file.write((rng.standard_normal(size) * d**-0.5).astype(np.float32).tobytes())
+        file.write(bytes(BLOCK * (d // heads) * 4))  # rotary tables, which run.c skips
+        head = rng.standard_normal((v, d)).astype(np.float32) * 30
+        head[1] = 0  # token 1 would end the text
+        file.write(head.tobytes())
+    tokens = folder / "tokens.bin"
+    with tokens.open("wb") as file:
+        file.write(struct.pack("i", 1))
+        for c in ALPHABET:
+            file.write(struct.pack("fi", 0.0, 1) + c.encode())
+
+    def speed() -> float:
+        command = [program, model, "-z", tokens, "-t", "0.8", "-p", "0.9", "-n", str(BLOCK)]
+        done = subprocess.run(
+            list(map(str, command)), capture_output=True, text=True, check=True, errors="replace"
+        )
+        return float(re.search(r"achieved tok/s: ([\d.]+)", done.stderr)[1])
+
+    return speed
+
+
+def compare(title: str, runs: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+    for run in runs.values():
+        run()  # warm
+    speeds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            speeds[name].append(run())
+    medians = {name: statistics.median(values) for name, values in speeds.items()}
+    for name, values in speeds.items():
+        spread = f"{min(values):,.0f} to {max(values):,.0f}"
+        print(f"{title:14} {name:14} {medians[name]:9,.0f} characters/s  ({spread})", flush=True)
+    return medians
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--llama2c", type=Path)
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for name, shape in SHAPES.items():
+            gpt = make_network(shape)
+            parameters = sum(p.numel() for p in gpt.parameters())
+            one = {"float32": ours(gpt, "float32"), "int8": ours(gpt, "int8")}
+            one["transformers"] = transformers(gpt, folder / name)
+            if args.llama2c:
+                one["llama2.c"] = llama2c(args.llama2c, shape, folder)
+            compare(f"{name}, one", one, args.rounds)
+            rate = hardware.product_rate("cpu", "bf16", seconds=1.0)
+            many = {"ours": ours(gpt, "float32", 64)}
+            many["transformers"] = transformers(gpt, folder / name, 64)
+            medians = compare(f"{name}, 64", many, min(3, args.rounds))
+            share = medians["ours"] * 2 * parameters / rate
+            print(f"{name}, 64     ours is at {share:.0%} of {rate / 1e9:.0f} GFLOP/s (bf16)")
+
+
+if __name__ == "__main__":
+    main()
