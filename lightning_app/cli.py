@@ -97,6 +97,11 @@ def explain(error: Exception) -> str | None:
             "out of memory; halve --data.batch_size and double "
             "--trainer.accumulate_grad_batches for the same training, or use a smaller network"
         )
+    if any(x in text for x in ("closed by peer", "reset by peer", "remote process exited")):
+        return (
+            "another process of this run ended, so this one does too; the last checkpoint is "
+            "whole: the same command goes on from it"
+        )
     if type(error).__name__ == "MisconfigurationException":
         return text
     if isinstance(error, OSError):

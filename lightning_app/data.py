@@ -1,8 +1,7 @@
 """CharDataModule: a text, by name or path, as batches of character windows."""
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -11,10 +10,10 @@ from jsonargparse.typing import PositiveInt
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from lightning_app import corpora, windows
-from lightning_app.encoding import EncodedText, Unit, encode
+from lightning_app import windows
+from lightning_app.encoding import EncodedText, Unit
 from lightning_app.errors import UserError
-from lightning_app.splits import bounds, check_shares
+from lightning_app.splits import HoldOut, check_shares, divide
 from lightning_app.tokenizer import Tokenizer
 
 Batch = tuple[Tensor, Tensor]  # idx, targets: int64 (B, T) each; target -1 is padding
@@ -105,7 +104,7 @@ class CharDataModule(L.LightningDataModule):
         block_size: PositiveInt = 128,
         batch_size: PositiveInt = 32,
         splits: list[float] = (0.9, 0.05, 0.05),  # a list on the command line
-        hold_out: Literal["characters", "files"] = "characters",
+        hold_out: HoldOut = "characters",
         unit: Unit | None = None,
         data_dir: str = "data",
         seed: int = 1337,
@@ -131,13 +130,9 @@ class CharDataModule(L.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         if self.text is not None:
             return
-        found = corpora.find(self.corpus, Path(self.data_dir))
-        self.name = found.name
-        self.unit = self.unit or found.unit
-        self.text = encode(found.files, Path(self.data_dir) / "cache", self.unit)
-        whole_files = found.snap or self.hold_out == "files"
-        starts = self.text.starts if whole_files else None
-        self.bounds = bounds(len(self.text.ids), self.splits, starts)
+        divided = divide(self.corpus, self.splits, self.hold_out, self.unit, self.data_dir)
+        self.name, self.text, self.bounds = divided.found.name, divided.text, divided.bounds
+        self.unit = self.text.unit
 
     def check_trainable(self) -> None:
         """Raises UserError when the training or validation split has no room for a window."""

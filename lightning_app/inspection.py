@@ -14,8 +14,9 @@ import numpy as np
 from tqdm import tqdm
 
 from lightning_app import yardsticks
-from lightning_app.encoding import CHUNK, EncodedText
+from lightning_app.encoding import CHUNK
 from lightning_app.overlap import Index, covered, passages
+from lightning_app.splits import Divided
 
 RARE = 10  # a character seen less often is hardly learned
 PASSAGE = 100  # characters; shorter repetitions are how language is
@@ -160,16 +161,13 @@ def mojibake(ids: np.ndarray, alphabet: str) -> list[str]:
     return [f"{hits:,} places look like UTF-8 read as Latin-1 (Ã©, â€™): convert the source again"]
 
 
-def find_repetitions(
-    text: EncodedText, bounds: dict[str, tuple[int, int]]
-) -> tuple[Repetition, ...]:
+def find_repetitions(divided: Divided) -> tuple[Repetition, ...]:
     """Passages of each held-out split that also stand in a split before it."""
-    ids, found = text.ids, []
+    text, found = divided.text, []
     pairs = [(of, within) for of, within in (("val", "train"), ("test", "train"), ("test", "val"))]
     for of, within in tqdm(pairs, desc="comparing splits", delay=2, leave=False):
-        first, last = bounds[of]
-        held = ids[first : min(last, first + HELD_OUT_LIMIT)]
-        other = ids[slice(*bounds[within])]
+        first = divided.bounds[of][0]
+        held, other = divided.ids(of)[:HELD_OUT_LIMIT], divided.ids(within)
         if len(held) < PASSAGE or len(other) < PASSAGE:
             continue
         where = Index(held, PASSAGE).found_in(other)
@@ -188,13 +186,8 @@ def find_repetitions(
     return tuple(found)
 
 
-def inspect(
-    corpus: str,
-    files: Sequence[Path],
-    text: EncodedText,
-    bounds: dict[str, tuple[int, int]],
-    with_yardsticks: bool = True,
-) -> Inspection:
+def inspect(divided: Divided, with_yardsticks: bool = True) -> Inspection:
+    text, bounds, files = divided.text, divided.bounds, divided.found.files
     ids, alphabet = text.ids, text.alphabet
     counts = count_symbols(ids, len(alphabet))
     seen = count_symbols(ids[slice(*bounds["train"])], len(alphabet)) > 0
@@ -220,7 +213,7 @@ def inspect(
     if with_yardsticks and held and bounds["train"][1]:
         figures = yardsticks.cached(text, bounds["train"], held)
     return Inspection(
-        corpus=corpus,
+        corpus=divided.found.name,
         files=len(files),
         bytes=sum(file.stat().st_size for file in files),
         characters=len(ids),
@@ -228,7 +221,7 @@ def inspect(
         notes=tuple(notes),
         alphabet=tuple(sorted(symbols, key=lambda s: -s.count)),
         splits=tuple(splits),
-        repetitions=find_repetitions(text, bounds),
+        repetitions=find_repetitions(divided),
         yardsticks=figures,
     )
 

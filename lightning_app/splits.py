@@ -1,11 +1,46 @@
 """Which characters of a text train a network, and which are held out to score it."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Literal
 
+import numpy as np
+
+from lightning_app import corpora
+from lightning_app.encoding import EncodedText, Unit, encode
 from lightning_app.errors import UserError
 
 NAMES = ("train", "val", "test")
+HoldOut = Literal["characters", "files"]
+
+
+@dataclass(frozen=True)
+class Divided:
+    """A corpus, encoded, and where its splits begin and end."""
+
+    found: corpora.Corpus
+    text: EncodedText
+    bounds: dict[str, tuple[int, int]]
+
+    def ids(self, split: str) -> np.ndarray:
+        return self.text.ids[slice(*self.bounds[split])]
+
+
+def divide(
+    corpus: str,
+    shares: Sequence[float],
+    hold_out: HoldOut = "characters",
+    unit: Unit | None = None,
+    data_dir: str = "data",
+) -> Divided:
+    """Find a corpus, encode it and cut it; the arguments are CharDataModule's. Raises UserError."""
+    check_shares(shares)
+    found = corpora.find(corpus, Path(data_dir))
+    text = encode(found.files, Path(data_dir) / "cache", unit or found.unit)
+    starts = text.starts if found.snap or hold_out == "files" else None
+    return Divided(found, text, bounds(len(text.ids), shares, starts))
 
 
 def check_shares(shares: Sequence[float]) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from lightning_app.corpora import Corpus
 from lightning_app.encoding import encode
 from lightning_app.inspection import Inspection, inspect, show, suspicion
-from lightning_app.splits import bounds
+from lightning_app.splits import Divided, bounds
 
 MAIN = Path(__file__).parent.parent / "main.py"
 
@@ -26,8 +27,8 @@ def look(tmp_path):
             files.append(tmp_path / f"{i}.txt")
             files[-1].write_bytes(text if isinstance(text, bytes) else text.encode())
         text = encode(files, tmp_path / "cache")
-        split = bounds(len(text.ids), shares)
-        return inspect("texts", files, text, split, with_yardsticks=False)
+        divided = Divided(Corpus("texts", tuple(files)), text, bounds(len(text.ids), shares))
+        return inspect(divided, with_yardsticks=False)
 
     return look
 

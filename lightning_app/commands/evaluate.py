@@ -2,17 +2,21 @@
 
 import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
 from jsonargparse.typing import PositiveInt
 
-from lightning_app import checkpoints, runs, yardsticks
+from lightning_app import checkpoints, dynamic, runs, yardsticks
 from lightning_app.callbacks import EvalBar
 from lightning_app.data import CharDataModule
+from lightning_app.dynamic import DynamicOptions
 from lightning_app.errors import UserError
 from lightning_app.metrics import figures
 from lightning_app.module import CharGPT
 from lightning_app.parsing import Parser
+from lightning_app.splits import HoldOut
 from lightning_app.trainer import add_trainer_flags, make_trainer
 
 
@@ -31,7 +35,7 @@ class DataOptions:
 
     corpus: str | None = None
     splits: list[float] | None = None
-    hold_out: Literal["characters", "files"] | None = None
+    hold_out: HoldOut | None = None
     block_size: PositiveInt | None = None
     batch_size: PositiveInt | None = None
     data_dir: str = "data"
@@ -45,11 +49,12 @@ class EvaluateParser(Parser):
         add("--ckpt_path", type=str | None, help="A checkpoint file, or best or last of the run.")
         add(
             "--evaluate",
-            type=Literal["block", "sliding"],
+            type=Literal["block", "sliding", "dynamic"],
             default="block",
             help="block: windows side by side, as in training; sliding: every character sees at "
-            "least half a window before it.",
+            "least half a window before it; dynamic: the network learns on as it reads.",
         )
+        self.add_class_arguments(DynamicOptions, "dynamic")
         add(
             "--yardsticks",
             type=bool,
@@ -74,31 +79,59 @@ def main(argv: list[str]) -> int:
     data = rebuild_data(trained, init.data)
     if config.evaluate == "sliding":
         data.eval_stride = max(1, data.block_size // 2)
+    split = {"validate": "val", "test": "test"}[command]
+    if config.evaluate == "dynamic":
+        return score_dynamically(path, trained, data, split, init.dynamic, config.yardsticks)
     model = CharGPT(**trained.hyper_parameters)
     model.gpt = trained.gpt
     flags = dict(init.trainer)
     trainer = make_trainer(flags | {"callbacks": [*(flags["callbacks"] or []), EvalBar()]})
-    split = {"validate": "val", "test": "test"}[command]
     if trainer.is_global_zero:
-        first, last = data.eval_batches(split).first, data.eval_batches(split).last
-        print(
-            f"scoring {path} ({checkpoints.figures_line(trained.info)}) on characters "
-            f"{first:,} to {last:,} of {data.corpus}",
-            file=sys.stderr,
-        )
+        announce(path, trained, data, split)
     run = trainer.validate if command == "validate" else trainer.test
     run(model, datamodule=data, verbose=False)
     if trainer.is_global_zero:
-        f = figures(model.figures[f"{split}/loss"])
-        print(f"loss        {f['loss']:.6f} nats per character")
-        print(f"perplexity  {f['perplexity']:.6f}")
-        print(f"bpc         {f['bpc']:.6f}")
-        print(
-            f"characters  {model.eval_loss.scored} (context: {config.evaluate}, windows of "
-            f"{data.block_size}; {trainer.precision})"
-        )
+        how = f"context: {config.evaluate}, windows of {data.block_size}; {trainer.precision}"
+        report(model.figures[f"{split}/loss"], model.eval_loss.scored, how)
         if config.yardsticks:
-            print("\n".join(["", *beside(data, split, f["loss"])]))
+            print("\n".join(["", *beside(data, split, model.figures[f"{split}/loss"])]))
+    return 0
+
+
+def announce(path: Path, trained: checkpoints.Trained, data: CharDataModule, split: str) -> None:
+    first, last = data.eval_batches(split).first, data.eval_batches(split).last
+    print(
+        f"scoring {path} ({checkpoints.figures_line(trained.info)}) on characters "
+        f"{first:,} to {last:,} of {data.corpus}",
+        file=sys.stderr,
+    )
+
+
+def report(loss: float, scored: int, how: str) -> None:
+    f = figures(loss)
+    print(f"loss        {f['loss']:.6f} nats per character")
+    print(f"perplexity  {f['perplexity']:.6f}")
+    print(f"bpc         {f['bpc']:.6f}")
+    print(f"characters  {scored} ({how})")
+
+
+def score_dynamically(
+    path: Path,
+    trained: checkpoints.Trained,
+    data: CharDataModule,
+    split: str,
+    options: DynamicOptions,
+    with_yardsticks: bool,
+) -> int:
+    announce(path, trained, data, split)
+    data.batch_size, data.eval_stride = 1, min(options.stride, data.block_size)
+    data.trainer = SimpleNamespace(world_size=1, global_rank=0)
+    metric = dynamic.score(trained.gpt, data.eval_batches(split), options)
+    loss = float(metric.compute())
+    how = f"context: dynamic, windows of {data.block_size}, learning rate {options.learning_rate:g}"
+    report(loss, metric.scored, f"{how}; not a figure of the weights alone")
+    if with_yardsticks:
+        print("\n".join(["", *beside(data, split, loss)]))
     return 0
 
 

@@ -2,13 +2,11 @@
 
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Literal
 
-from lightning_app import corpora, inspection, runs
-from lightning_app.encoding import Unit, encode
+from lightning_app import inspection, runs
+from lightning_app.encoding import Unit
 from lightning_app.parsing import Parser
-from lightning_app.splits import bounds, check_shares
+from lightning_app.splits import HoldOut, divide
 
 
 @dataclass
@@ -26,7 +24,7 @@ class DataOptions:
 
     corpus: str = "shakespeare"
     splits: list[float] = (0.9, 0.05, 0.05)
-    hold_out: Literal["characters", "files"] = "characters"
+    hold_out: HoldOut = "characters"
     unit: Unit | None = None
     data_dir: str = "data"
 
@@ -45,12 +43,7 @@ def main(argv: list[str]) -> int:
     )
     config = parser.parse_args(rest)
     data = parser.instantiate_classes(config).data
-    check_shares(data.splits)
-    found = corpora.find(data.corpus, Path(data.data_dir))
-    unit = data.unit or found.unit
-    text = encode(found.files, Path(data.data_dir) / "cache", unit)
-    starts = text.starts if found.snap or data.hold_out == "files" else None
-    split = bounds(len(text.ids), data.splits, starts)
-    seen = inspection.inspect(found.name, found.files, text, split, config.yardsticks)
+    divided = divide(data.corpus, data.splits, data.hold_out, data.unit, data.data_dir)
+    seen = inspection.inspect(divided, config.yardsticks)
     print(json.dumps(asdict(seen)) if config.json else "\n".join(inspection.show(seen)))
     return 0

@@ -18,11 +18,14 @@ from lightning_app import checkpoints, runs
 from lightning_app.decoding import Weights
 from lightning_app.errors import UserError
 from lightning_app.generation import GenerateOptions, complete
+from lightning_app.overlap import Index, passages
 from lightning_app.parsing import Parser
+from lightning_app.splits import Divided, divide
 
 SEPARATOR = "---"
 PREPARING = "preparing to write: compiled once on this machine, in about ten seconds"
 PATIENCE = 1.5  # seconds without a character before that is said
+SPAN = 50  # characters; shorter ones are how language is
 CHOICE = ("sampling", "top_k", "top_p", "min_p")  # one decision in four options
 
 
@@ -36,6 +39,12 @@ def make_parser() -> Parser:
     add("--prompt_lines", type=bool, default=False, help="Each line of the file is a prompt.")
     add("--num_samples", type=PositiveInt, default=1, help="Texts for each prompt.")
     add("--seed_everything", type=NonNegativeInt | None, help="The same text again.")
+    add(
+        "--check_overlap",
+        type=bool,
+        default=False,
+        help=f"Say which spans of {SPAN} characters and more stand in the training text.",
+    )
     add(
         "--weights",
         type=Literal["float32", "int8"],
@@ -66,15 +75,18 @@ def main(argv: list[str]) -> int:
     if seed is None:
         seed = secrets.randbelow(2**32)
         print(f"seed {seed} (--seed_everything {seed} writes this again)", file=sys.stderr)
+    training = training_text(trained) if config.check_overlap else None
     if trainer_flags:
         texts = predict_with_trainer(parser, config, trained, prompts, options, seed)
         print(f"\n{SEPARATOR}\n".join(texts))
+        say_overlaps(trained, texts, training)
         return 0
     if config.weights != "float32" and len(prompts) * config.num_samples > 1:
         raise UserError(f"--weights {config.weights} is for one text; leave it out for several")
     if torch.cuda.is_available() and config.weights == "float32":
         trained.gpt.cuda()
-    write(trained, prompts, options, seed, config.num_samples, config.weights)
+    texts = write(trained, prompts, options, seed, config.num_samples, config.weights)
+    say_overlaps(trained, texts, training)
     return 0
 
 
@@ -135,8 +147,9 @@ def write(
     seed: int,
     num_samples: int,
     weights: Weights,
-) -> None:
-    """Generate and print: a single text as it is made, several one after the other."""
+) -> list[str]:
+    """Generate and print: a single text as it is made, several one after the other. Returns them,
+    prompts included."""
     gpt, tokenizer = trained.gpt, trained.tokenizer
     several = len(prompts) * num_samples > 1
     for prompt in prompts:
@@ -172,12 +185,49 @@ def write(
     finally:
         notice.cancel()
         bar.close()
+    starts = [prompt for prompt in prompts for _ in range(num_samples)]
+    texts = [start + text for start, text in zip(starts, texts, strict=True)]
     if several:
-        starts = [prompt for prompt in prompts for _ in range(num_samples)]
-        texts = [start + text for start, text in zip(starts, texts, strict=True)]
         sys.stdout.write(f"\n{SEPARATOR}\n".join(texts))
     sys.stdout.write("\n")
     sys.stdout.flush()
+    return texts
+
+
+def training_text(trained: checkpoints.Trained) -> Divided:
+    """The text a network was trained on. Raises UserError where it is gone or another one."""
+    data = trained.info["data"]
+    divided = divide(
+        data["corpus"], data["splits"], data.get("hold_out", "characters"), data.get("unit")
+    )
+    if divided.text.fingerprint != data["fingerprint"]:
+        raise UserError(
+            f"--check_overlap: the corpus {data['corpus']} has changed since the run was trained"
+        )
+    return divided
+
+
+def say_overlaps(trained: checkpoints.Trained, texts: list[str], training: Divided | None) -> None:
+    """On standard error, the spans of each text that stand word for word in the training text."""
+    if training is None:
+        return
+    found = 0
+    train = training.ids("train")
+    for number, text in enumerate(texts, 1):
+        if trained.tokenizer.unit == "byte":
+            text = text.replace("\ufffd", "")  # bytes that were no character
+        ids = trained.tokenizer.encode(text)
+        spans = passages(Index(ids, SPAN).found_in(train), SPAN)
+        for span in spans:
+            found += 1
+            copied = trained.tokenizer.decode(ids[span.first : span.last])
+            print(
+                f"text {number}, characters {span.first:,} to {span.last:,} stand in the training "
+                f"text at {span.elsewhere:,}: {copied!r}",
+                file=sys.stderr,
+            )
+    if not found:
+        print(f"no span of {SPAN} characters stands in the training text", file=sys.stderr)
 
 
 def predict_with_trainer(
