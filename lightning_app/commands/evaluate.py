@@ -8,7 +8,7 @@ from typing import Literal
 
 from jsonargparse.typing import PositiveInt
 
-from lightning_app import checkpoints, dynamic, runs, yardsticks
+from lightning_app import checkpoints, dynamic, report, runs, yardsticks
 from lightning_app.callbacks import EvalBar
 from lightning_app.data import CharDataModule
 from lightning_app.dynamic import DynamicOptions
@@ -55,6 +55,7 @@ class EvaluateParser(Parser):
             "least half a window before it; dynamic: the network learns on as it reads.",
         )
         self.add_class_arguments(DynamicOptions, "dynamic")
+        add("--report", type=str | None, help="Write where the network fails to this HTML file.")
         add(
             "--yardsticks",
             type=bool,
@@ -80,6 +81,8 @@ def main(argv: list[str]) -> int:
     if config.evaluate == "sliding":
         data.eval_stride = max(1, data.block_size // 2)
     split = {"validate": "val", "test": "test"}[command]
+    if config.report and config.evaluate == "dynamic":
+        raise UserError("--report is of the weights; use it with --evaluate block or sliding")
     if config.evaluate == "dynamic":
         return score_dynamically(path, trained, data, split, init.dynamic, config.yardsticks)
     model = CharGPT(**trained.hyper_parameters)
@@ -92,10 +95,21 @@ def main(argv: list[str]) -> int:
     run(model, datamodule=data, verbose=False)
     if trainer.is_global_zero:
         how = f"context: {config.evaluate}, windows of {data.block_size}; {trainer.precision}"
-        report(model.figures[f"{split}/loss"], model.eval_loss.scored, how)
+        print_figures(model.figures[f"{split}/loss"], model.eval_loss.scored, how)
         if config.yardsticks:
             print("\n".join(["", *beside(data, split, model.figures[f"{split}/loss"])]))
+        if config.report:
+            write_report(Path(config.report), name or path, trained, data, split)
     return 0
+
+
+def write_report(
+    file: Path, name: str | Path, trained: checkpoints.Trained, data: CharDataModule, split: str
+) -> None:
+    scores = report.collect(trained.gpt.cpu(), data.eval_batches(split))
+    train = data.split("train") if data.ids_of is None else data.ids_of[data.split("train")]
+    file.write_text(report.page(f"{name}: {split}", trained, scores, train), encoding="utf-8")
+    print(f"\nwrote {file}")
 
 
 def announce(path: Path, trained: checkpoints.Trained, data: CharDataModule, split: str) -> None:
@@ -107,7 +121,7 @@ def announce(path: Path, trained: checkpoints.Trained, data: CharDataModule, spl
     )
 
 
-def report(loss: float, scored: int, how: str) -> None:
+def print_figures(loss: float, scored: int, how: str) -> None:
     f = figures(loss)
     print(f"loss        {f['loss']:.6f} nats per character")
     print(f"perplexity  {f['perplexity']:.6f}")
@@ -129,7 +143,7 @@ def score_dynamically(
     metric = dynamic.score(trained.gpt, data.eval_batches(split), options)
     loss = float(metric.compute())
     how = f"context: dynamic, windows of {data.block_size}, learning rate {options.learning_rate:g}"
-    report(loss, metric.scored, f"{how}; not a figure of the weights alone")
+    print_figures(loss, metric.scored, f"{how}; not a figure of the weights alone")
     if with_yardsticks:
         print("\n".join(["", *beside(data, split, loss)]))
     return 0
