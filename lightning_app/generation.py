@@ -152,12 +152,13 @@ class CachedLogits:
     def __call__(self, gpt: GPT, histories: Sequence[History]) -> np.ndarray:
         if self.cache is None:
             self.cache = KVCache(gpt, len(histories))
-        windows = [h.window() for h in histories]
         # A row is one character behind its window, unless it is new or its window has moved.
-        stale = [i for i, w in enumerate(windows) if len(w) - 1 != self.cache.length[i]]
+        behind = [window_length(h.n, h.block_size) - 1 for h in histories]
+        rows = zip(behind, self.cache.length.tolist(), strict=True)
+        stale = [i for i, (length, read) in enumerate(rows) if length != read]
         if stale:
-            self.prefill(gpt, stale, [windows[i][:-1] for i in stale])
-        last = torch.tensor([[w[-1]] for w in windows], device=gpt.embedding.weight.device)
+            self.prefill(gpt, stale, [histories[i].window()[:-1] for i in stale])
+        last = torch.tensor([[h.recent[-1]] for h in histories], device=gpt.embedding.weight.device)
         return gpt.forward(last, self.cache)[:, -1].float().cpu().numpy()
 
     def prefill(self, gpt: GPT, rows: list[int], windows: list[list[int]]) -> None:
