@@ -8,6 +8,9 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+# Threads of numba's own: its OpenMP layer would set the number of PyTorch's.
+numba.config.THREADING_LAYER = "workqueue"
+
 KINDS = ("argmax", "prob", "top_k", "top_p", "min_p")
 ARGMAX, PROB, TOP_K, TOP_P, MIN_P = range(5)
 

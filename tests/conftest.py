@@ -3,6 +3,7 @@
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads would only wait on each other
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 import subprocess
 import sys

@@ -87,6 +87,16 @@ def test_sampled_text_is_the_references_however_characters_are_chosen(given, pro
     assert written(None) == written(uncached_logits)
 
 
+def test_pytorchs_threads_are_left_alone():
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        list(islice(compiled_row(network(), [1, 2], stream(0, 0, 0), options()), 20))
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_the_weights_themselves_are_left_alone():
     gpt = network()
     before = {name: w.clone() for name, w in gpt.state_dict().items()}
