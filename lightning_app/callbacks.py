@@ -104,9 +104,7 @@ class TextSamples(Callback):
         if not boards or trainer.state.fn != "fit":
             return
         head = trainer.datamodule.split("val")[: min(40, pl_module.hparams.block_size)]
-        line = pl_module.tokenizer.decode(head).split("\n")[0]
-        if pl_module.tokenizer.unit == "byte":
-            line = line.replace("\ufffd", "")  # a character cut in two
+        line = pl_module.tokenizer.whole(pl_module.tokenizer.decode(head)).split("\n")[0]
         prompts = ["", line + "\n" if "\n" in pl_module.tokenizer.ids else line]
         texts = complete(
             pl_module.gpt,

@@ -23,6 +23,7 @@ from lightning_app.tokenizer import Tokenizer
 
 FORMAT = 1  # of our section; raise it when older programs could not read a file
 SECTION = "lightning_app"
+BEFORE = {"hold_out": "characters", "unit": "char"}  # of files older than these options
 PREVIOUS = "previous.ckpt"  # the last.ckpt before the newest
 POSITIONS_LIMIT = 64 << 20  # bytes of rotary positions that a small file may ask for
 PICKLE_LIMIT = 256 << 20  # bytes; what is no tensor takes some kilobytes, an alphabet or a megabyte
@@ -102,6 +103,9 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} has format {version}, newer than this program's {FORMAT}; update the program"
         )
+    section = state[SECTION] = BEFORE | state[SECTION]
+    if isinstance(section.get("data"), dict):
+        section["data"] = BEFORE | section["data"]
     return state
 
 
@@ -180,7 +184,7 @@ def load(path: Path) -> Trained:
             raise ValueError("counts and alphabet do not match")
         gpt = GPT(config)
         gpt.load_state_dict(weights)
-        tokenizer = Tokenizer(alphabet, info.get("unit", "char"))
+        tokenizer = Tokenizer(alphabet, info["unit"])
     except (
         *(KeyError, TypeError, ValueError, AttributeError, AssertionError, RuntimeError),
         UserError,

@@ -6,9 +6,11 @@ takes one uniform number per character from a stream of the sample's own and inv
 distribution's CDF, so the text depends on (seed, prompt, sample), not on the batch or the engine.
 """
 
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from threading import Timer
 from typing import Literal
 
 import numba
@@ -29,6 +31,8 @@ from lightning_app.sampling import KINDS, draw, fill_distributions
 from lightning_app.tokenizer import Tokenizer
 
 AT_ONCE = 16  # characters the compiled engine writes before it shows them
+PREPARING = "preparing to write: compiled once on this machine, in about ten seconds"
+PATIENCE = 1.5  # seconds without a character before that is said
 
 
 @dataclass(frozen=True)
@@ -190,6 +194,10 @@ def compiled_row(
     seen[list(prompt)] = True
     threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
     numba.set_num_threads(threads)
+    how = choice(options)
+    notice = Timer(PATIENCE, lambda: print(PREPARING, file=sys.stderr))
+    notice.daemon = True
+    notice.start()
     while True:
         window = history.window()
         position = len(window) - 1
@@ -200,9 +208,10 @@ def compiled_row(
         count = min(AT_ONCE, gpt.config.block_size - position)
         ids = np.empty(count, dtype=np.int64)
         uniform = stream.random(count)
-        write(
-            window[-1], position, uniform, seen, choice(options), packed, keys, values, ids, threads
-        )
+        try:
+            write(window[-1], position, uniform, seen, how, packed, keys, values, ids, threads)
+        finally:
+            notice.cancel()
         cache.length[0] += count
         for token in ids.tolist():
             history.append(token)
@@ -237,7 +246,9 @@ def generate(
     their lengths. One row on a CPU is written by the compiled engine, unless `next_logits` says how
     to find logits. Call with the network in evaluation mode.
     """
-    if next_logits is None and len(prompts) == 1 and gpt.embedding.weight.device.type == "cpu":
+    like = gpt.embedding.weight
+    on_cpu = like.device.type == "cpu" and like.dtype == torch.float32
+    if next_logits is None and len(prompts) == 1 and on_cpu:
         prompt = list(prompts[0])
         if not prompt:
             prompt = first_ids(unigram, np.array([streams[0].random()])).tolist()

@@ -113,8 +113,7 @@ def copying(trained: Trained, train: np.ndarray) -> list[str]:
     (text,) = complete(
         trained.gpt, trained.tokenizer, [""], options, seed=0, unigram=trained.unigram
     )
-    if trained.tokenizer.unit == "byte":
-        text = text.replace("\ufffd", "")
+    text = trained.tokenizer.whole(text)
     ids = trained.tokenizer.encode(text)
     where = Index(ids, COPIED).found_in(train)
     spans = sorted(passages(where, COPIED), key=lambda p: p.first - p.last)

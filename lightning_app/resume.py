@@ -46,7 +46,6 @@ class Differences:
 
 def compare(old: dict[str, Any], new: dict[str, Any]) -> Differences:
     differences = Differences()
-    old = {"hold_out": "characters", "unit": "char"} | old  # files from before these options
     if old["fingerprint"] != new["fingerprint"]:  # the same text may lie elsewhere
         names = (f"{x['corpus']} ({x['fingerprint'][:8]})" for x in (old, new))
         differences.refused += changes("data.corpus", *names)

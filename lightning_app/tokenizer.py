@@ -61,6 +61,10 @@ class Tokenizer:
         text = "".join(self.alphabet[i] for i in ids)
         return text.encode("latin-1").decode("utf-8", "replace") if self.unit == "byte" else text
 
+    def whole(self, text: str) -> str:
+        """Decoded text without the marks of bytes that were no character."""
+        return text.replace("\ufffd", "") if self.unit == "byte" else text
+
     def decoder(self) -> Callable[[int], str]:
         """A function for one text that turns id after id into its next characters: one, or for
         bytes none until a character is whole."""

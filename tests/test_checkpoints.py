@@ -15,7 +15,7 @@ import torch
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from lightning_app import checkpoints
-from lightning_app.checkpoints import FORMAT, NETWORK, SECTION, load, plain, read, write
+from lightning_app.checkpoints import BEFORE, FORMAT, NETWORK, SECTION, load, plain, read, write
 from lightning_app.errors import UserError
 from lightning_app.gpt import GPT, GPTConfig
 
@@ -52,7 +52,7 @@ def checkpoint(gpt: GPT | None = None, **sizes) -> dict:
         "state_dict": weights(gpt or network(1, **sizes)),
         "hyper_parameters": {"alphabet": ALPHABET, **SIZES, **sizes},
         "global_step": 10,
-        SECTION: {"format": FORMAT, "step": 10, "counts": [3, 0, 5, 1, 1, 2, 4]},
+        SECTION: BEFORE | {"format": FORMAT, "step": 10, "counts": [3, 0, 5, 1, 1, 2, 4]},
     }
 
 
@@ -85,6 +85,18 @@ def test_what_is_written_is_read_back(tmp_path):
     state["state_dict"] = {}
     assert back == state
     assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["last.ckpt"]
+
+
+def test_an_older_file_says_what_it_then_went_without_saying(tmp_path):
+    state = checkpoint()
+    for name in BEFORE:
+        del state[SECTION][name]
+    state[SECTION]["data"] = {"corpus": "shakespeare"}
+    write(state, tmp_path / "old.ckpt")
+    section = read(tmp_path / "old.ckpt")[SECTION]
+    assert (section["unit"], section["data"]["unit"]) == ("char", "char")
+    assert section["data"] == BEFORE | {"corpus": "shakespeare"}
+    assert load(tmp_path / "old.ckpt").tokenizer.unit == "char"
 
 
 def test_the_file_before_is_kept_under_the_name_asked_for(tmp_path):

@@ -165,7 +165,7 @@ def rebuild_data(trained: checkpoints.Trained, options: DataOptions) -> CharData
 
     Raises UserError when the text is not the same any more, or has characters unknown to it.
     """
-    then = {"hold_out": "characters", "unit": "char"} | trained.info["data"]  # older files
+    then = trained.info["data"]
     given = {k: v for k, v in asdict(options).items() if v is not None}
     names = ("corpus", "splits", "hold_out", "unit", "block_size", "batch_size")
     kept = {k: then[k] for k in names}

@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from lightning_app import checkpoints, hardware, resume, runs
 from lightning_app.callbacks import StepBar, TextSamples, TrainingLog, WeightAverage
+from lightning_app.cli import explain
 from lightning_app.commands import screens
 from lightning_app.data import CharDataModule
 from lightning_app.errors import UserError
@@ -381,7 +382,7 @@ def main(argv: list[str]) -> int:
         with cli.signals:
             cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=path, weights_only=True)
     except DAMAGE as error:
-        if path is None or cli.checkpoints.started:
+        if path is None or cli.checkpoints.started or explain(error):
             raise
         raise damaged(path, error) from error  # Lightning could not restore its part
     except Interrupted:

@@ -7,7 +7,6 @@ import secrets
 import sys
 from dataclasses import fields
 from pathlib import Path
-from threading import Timer
 from typing import Any, Literal
 
 import torch
@@ -23,8 +22,6 @@ from lightning_app.parsing import Parser
 from lightning_app.splits import Divided, divide
 
 SEPARATOR = "---"
-PREPARING = "preparing to write: compiled once on this machine, in about ten seconds"
-PATIENCE = 1.5  # seconds without a character before that is said
 SPAN = 50  # characters; shorter ones are how language is
 CHOICE = ("sampling", "top_k", "top_p", "min_p")  # one decision in four options
 
@@ -75,14 +72,16 @@ def main(argv: list[str]) -> int:
     if seed is None:
         seed = secrets.randbelow(2**32)
         print(f"seed {seed} (--seed_everything {seed} writes this again)", file=sys.stderr)
+    if config.weights != "float32" and (trainer_flags or len(prompts) * config.num_samples > 1):
+        raise UserError(
+            f"--weights {config.weights} is for one text without --trainer flags; leave it out"
+        )
     training = training_text(trained) if config.check_overlap else None
     if trainer_flags:
         texts = predict_with_trainer(parser, config, trained, prompts, options, seed)
         print(f"\n{SEPARATOR}\n".join(texts))
         say_overlaps(trained, texts, training)
         return 0
-    if config.weights != "float32" and len(prompts) * config.num_samples > 1:
-        raise UserError(f"--weights {config.weights} is for one text; leave it out for several")
     if torch.cuda.is_available() and config.weights == "float32":
         trained.gpt.cuda()
     texts = write(trained, prompts, options, seed, config.num_samples, config.weights)
@@ -164,12 +163,7 @@ def write(
         disable=not several or not sys.stderr.isatty(),
     )
 
-    notice = Timer(PATIENCE, lambda: print(PREPARING, file=sys.stderr))
-    notice.daemon = True
-    notice.start()
-
     def show(new: list[str]) -> None:
-        notice.cancel()
         bar.update()
         if not several:
             sys.stdout.write(new[0])
@@ -178,13 +172,10 @@ def write(
 
     if not several:
         sys.stdout.write(prompts[0])
-    try:
-        texts = complete(
-            gpt, tokenizer, prompts, options, seed, num_samples, trained.unigram, show, weights
-        )
-    finally:
-        notice.cancel()
-        bar.close()
+    texts = complete(
+        gpt, tokenizer, prompts, options, seed, num_samples, trained.unigram, show, weights
+    )
+    bar.close()
     starts = [prompt for prompt in prompts for _ in range(num_samples)]
     texts = [start + text for start, text in zip(starts, texts, strict=True)]
     if several:
@@ -197,9 +188,7 @@ def write(
 def training_text(trained: checkpoints.Trained) -> Divided:
     """The text a network was trained on. Raises UserError where it is gone or another one."""
     data = trained.info["data"]
-    divided = divide(
-        data["corpus"], data["splits"], data.get("hold_out", "characters"), data.get("unit")
-    )
+    divided = divide(data["corpus"], data["splits"], data["hold_out"], data["unit"])
     if divided.text.fingerprint != data["fingerprint"]:
         raise UserError(
             f"--check_overlap: the corpus {data['corpus']} has changed since the run was trained"
@@ -214,9 +203,7 @@ def say_overlaps(trained: checkpoints.Trained, texts: list[str], training: Divid
     found = 0
     train = training.ids("train")
     for number, text in enumerate(texts, 1):
-        if trained.tokenizer.unit == "byte":
-            text = text.replace("\ufffd", "")  # bytes that were no character
-        ids = trained.tokenizer.encode(text)
+        ids = trained.tokenizer.encode(trained.tokenizer.whole(text))
         spans = passages(Index(ids, SPAN).found_in(train), SPAN)
         for span in spans:
             found += 1

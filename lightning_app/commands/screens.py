@@ -73,7 +73,7 @@ def after(cli: "FitCLI") -> list[str]:
     )[0]
     example = "O God, O God!"
     if not set(example) <= set(trained.tokenizer.alphabet):
-        example = " ".join(text.replace("\ufffd", "").split())[:20]
+        example = " ".join(trained.tokenizer.whole(text).split())[:20]
     return [
         *lines,
         "",
