@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch.trainer.states import TrainerFn
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_app import windows
@@ -25,7 +26,9 @@ class TrainBatches:
 
     Micro-batch k of the run is global batch k, whatever happened before; this process takes its
     slice of it. A batch is batch_size * block_size characters in windows of the size that the
-    module's schedule gives batch k.
+    module's schedule gives batch k. Short ones are pieces of windows of block_size: a group of as
+    many batches as a window has pieces takes the first piece of all their windows, then the second,
+    and so on. So a batch comes from many places, and an epoch still has every character once.
     """
 
     def __init__(self, data: "CharDataModule") -> None:
@@ -38,19 +41,30 @@ class TrainBatches:
         cycle = int(trainer.overfit_batches) if trainer.overfit_batches >= 1 else None
         while True:
             size = window_size(k)
-            rows = data.batch_size * data.block_size // size
+            pieces = data.block_size // size
+            rows = data.batch_size * pieces
             mine = slice(trainer.global_rank * rows, (trainer.global_rank + 1) * rows)
-            rows *= trainer.world_size
-            ahead = max(1, AHEAD // rows)
-            starts = windows.train_starts(data.seed, k, rows, size, len(ids), ahead)
-            for batch in starts.reshape(ahead, rows):
-                if window_size(k) != size:
-                    break
+            first = k - k % pieces
+            groups = max(1, AHEAD // (rows * trainer.world_size))
+            starts = self.starts(first, groups, pieces)
+            while k < first + groups * pieces and window_size(k) == size:
+                group, piece = starts[(k - first) // pieces], k % pieces
                 if cycle:  # the Trainer's overfit_batches: the same few batches over and over
-                    batch = windows.train_starts(data.seed, k % cycle, rows, size, len(ids))
-                idx, targets = windows.train_batch(ids, batch[mine], size)
+                    n = k % cycle
+                    (group,), piece = self.starts(n - n % pieces, 1, pieces), n % pieces
+                idx, targets = windows.train_batch(ids, group[mine] + piece * size, size)
                 yield torch.from_numpy(idx), torch.from_numpy(targets)
                 k += 1
+
+    def starts(self, first: int, groups: int, pieces: int) -> NDArray[np.int64]:
+        """Where the windows of block_size of groups of `pieces` batches start, from batch `first`
+        on: (groups, windows of a group), of all processes."""
+        data = self.data
+        n, global_size = len(data.split("train")), data.batch_size * data.trainer.world_size
+        starts = windows.train_starts(
+            data.seed, first, global_size, data.block_size, n, groups * pieces
+        )
+        return starts.reshape(groups, -1)
 
 
 class EvalBatches:

@@ -207,24 +207,42 @@ def test_the_stream_does_not_depend_on_how_far_it_looks_ahead(make, monkeypatch)
         assert (train_batches(make(), 30, processed=3) == far).all()
 
 
+SIZES = [2] * 5 + [4] * 4 + [8] * 100  # of the windows of batch k, in a block of 8
+
+
 @pytest.mark.parametrize("ahead", [1, 24, 4096])
-@pytest.mark.parametrize("processed", [0, 2, 5])
+@pytest.mark.parametrize("processed", [0, 2, 7])
 def test_the_windows_of_batch_k_have_the_size_its_schedule_gives(
     make, monkeypatch, ahead, processed
 ):
     monkeypatch.setattr(data, "AHEAD", ahead)
-    sizes = [2] * 3 + [4] * 4 + [8] * 100
     for rank in range(2):
         module = make()
         module.setup()
-        module.trainer = trainer(2, rank, processed, size_of=sizes.__getitem__)
+        module.trainer = trainer(2, rank, processed, size_of=SIZES.__getitem__)
         batches = islice(module.train_dataloader(), 12)
         for k, (x, y) in enumerate(batches, processed):
-            rows = 4 * 8 // sizes[k]  # always the same number of characters
-            starts = windows.train_starts(1, k, 2 * rows, sizes[k], 540)
-            expected = starts[rank * rows : (rank + 1) * rows, None] + np.arange(sizes[k] + 1)
+            pieces = 8 // SIZES[k]
+            group, piece = k // pieces * pieces, k % pieces
+            starts = windows.train_starts(1, group, 8, 8, 540, pieces) + piece * SIZES[k]
+            mine = starts[rank * 4 * pieces : (rank + 1) * 4 * pieces]  # as many characters always
+            expected = mine[:, None] + np.arange(SIZES[k] + 1)
             assert x.tolist() == module.text.ids[expected[:, :-1]].tolist()
             assert y.tolist() == module.text.ids[expected[:, 1:]].tolist()
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+def test_an_epoch_of_short_windows_has_the_same_characters_as_one_of_long_ones(make, size):
+    counts = []
+    for of_windows in (size, 8):
+        module = make(batch_size=1, splits=[1.0])
+        module.setup()
+        per_epoch = (len(TEXT) - 8) // 8
+        module.trainer = trainer(size_of=lambda k, s=of_windows: s)
+        batches = list(islice(module.train_dataloader(), per_epoch // 8 * 8))
+        counts.append(np.bincount(torch.cat([x.flatten() for x, _ in batches]), minlength=99))
+        assert all(len(x) == 8 // of_windows for x, _ in batches)  # so many places in each
+    assert (counts[0] == counts[1]).all()
 
 
 def test_another_seed_is_another_order(make):
