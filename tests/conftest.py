@@ -11,8 +11,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lightning_app import cli
+from lightning_app import checkpoints, cli
 
 MAIN = Path(__file__).parent.parent / "main.py"
 
@@ -46,6 +47,29 @@ def main_py(*args: str, cwd: Path, **kwargs) -> subprocess.CompletedProcess:
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
         **kwargs,
     )
+
+
+def is_error(done, *words: str) -> bool:
+    """One line on standard error, exit code 2, and it names these things."""
+    lines = done.err.strip().split("\n")
+    errors = [x for x in lines if x.startswith("error: ")]
+    assert done.code == 2, done.err
+    assert errors == lines[-1:], done.err
+    assert "Traceback" not in done.err
+    assert "usage:" not in done.err
+    for word in words:
+        assert word in errors[0], errors[0]
+    return True
+
+
+def checkpoint(folder: Path, run: str, name: str = "last") -> dict:
+    return checkpoints.read(folder / "logs" / run / "checkpoints" / f"{name}.ckpt")
+
+
+def scalars(folder: Path, run: str) -> dict[str, list[tuple[int, float]]]:
+    board = EventAccumulator(str(folder / "logs" / run))
+    board.Reload()
+    return {tag: [(e.step, e.value) for e in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
 
 
 @pytest.fixture
