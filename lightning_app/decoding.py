@@ -1,37 +1,130 @@
-"""Writing one text on a CPU: the network, the distribution and the draw in one compiled function.
+"""Writing on a CPU: what the network does a character at a time, compiled.
 
-PyTorch's product of a matrix with a vector moves a third of what memory delivers, and each small
-operation costs microseconds; here a character is five parallel loops a layer over packed weights.
-The weights are float32, or int8 with a scale for each row, which reads a quarter of the bytes. The
+One text: the network, the distribution and the draw in one function over packed weights. PyTorch's
+product of a matrix with a vector moves a third of what memory delivers, and each small operation
+costs microseconds. Several texts: PyTorch's products, which are as fast as the machine from some
+rows on, and compiled loops over the rows for everything between them.
+
+The weights are float32; bfloat16, half the bytes; or int8 with a scale for each row, a quarter. The
 reference is `generation.uncached_logits`.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
+import numba
 import numpy as np
 import torch
-from numba import prange
+from numba import prange, types
+from numba.extending import overload
 from numpy.typing import NDArray
+from torch import Tensor
 
-from lightning_app.gpt import GPT, NORM_EPS
+from lightning_app.gpt import GPT, NORM_EPS, KVCache
 from lightning_app.sampling import compiled, draw_one, fill_distribution
 
-Weights = Literal["float32", "int8"]
+Weights = Literal["float32", "bfloat16", "int8"]
 EPSILON = np.float32(NORM_EPS)
 ONE = np.float32(1)
+EDGE = np.float32(80)  # e^-80 counts as nothing
+
+# bfloat16 is a float32's upper half. NumPy and numba do not know it: it is uint16 here.
 
 
-@compiled(fastmath=True, parallel=True)
-def multiply(matrix, scale, x, y, threads):
-    """y = scale * (matrix @ x), rows shared among the threads."""
-    rows = matrix.shape[0]
-    for thread in prange(threads):
-        for i in range(thread * rows // threads, (thread + 1) * rows // threads):
-            total = np.float32(0)
-            for j in range(x.shape[0]):
-                total += np.float32(matrix[i, j]) * x[j]
-            y[i] = total * scale[i]
+def widen(x):
+    """x as float32; uint16 means bfloat16."""
+
+
+@overload(widen, inline="always")
+def _(x):
+    if x == types.uint16:
+        return lambda x: np.uint32(np.uint32(x) << np.uint32(16)).view(np.float32)
+    return lambda x: np.float32(x)
+
+
+def put(array, i, x):
+    """array[i] = x, rounded to the nearest bfloat16 where the array holds uint16."""
+
+
+@overload(put, inline="always")
+def _(array, i, x):
+    if array.dtype != types.uint16:
+
+        def plain(array, i, x):
+            array[i] = x
+
+        return plain
+
+    def rounded(array, i, x):
+        bits = np.float32(x).view(np.uint32)
+        half = np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))  # ties to even
+        array[i] = np.uint16(np.uint32(bits + half) >> np.uint32(16))
+
+    return rounded
+
+
+class Packed(NamedTuple):
+    """A network's weights: L layers stacked, each norm's gain in the matrix that reads it; the true
+    matrix is (rows, columns) times its scale (rows,)."""
+
+    embedding: NDArray  # (V, D) float32
+    qkv: NDArray  # (L, D + 2 KV, D)
+    qkv_scale: NDArray
+    o: NDArray  # (L, D, D)
+    o_scale: NDArray
+    gate_up: NDArray  # (L, 2 hidden, D)
+    gate_up_scale: NDArray
+    down: NDArray  # (L, D, hidden)
+    down_scale: NDArray
+    head: NDArray  # (V, D) float32: logits are small differences
+    head_scale: NDArray
+    q_gain: NDArray  # (L, head_dim)
+    k_gain: NDArray
+    cos: NDArray  # (block_size, head_dim / 2)
+    sin: NDArray
+
+
+def pack(gpt: GPT, weights: Weights = "float32") -> Packed:
+    def stack(matrices: list[Tensor]) -> tuple[NDArray, NDArray]:
+        w = torch.stack(matrices).float()  # (L, rows, columns)
+        if weights == "int8":
+            scale = w.abs().amax(dim=2).clamp(min=1e-12) / 127
+            return (w / scale[..., None]).round().to(torch.int8).numpy(), scale.numpy()
+        ones = np.ones(w.shape[:2], dtype=np.float32)
+        return as_array(w.bfloat16() if weights == "bfloat16" else w), ones
+
+    with torch.no_grad():
+        blocks = [(b.attention_norm, b.attention, b.mlp_norm, b.mlp) for b in gpt.blocks]
+        qkv = [
+            torch.cat((a.q_proj.weight, a.k_proj.weight, a.v_proj.weight)) * norm.weight
+            for norm, a, _, _ in blocks
+        ]
+        gate_up = [
+            torch.cat((m.gate_proj.weight, m.up_proj.weight)) * norm.weight
+            for _, _, norm, m in blocks
+        ]
+        return Packed(
+            as_array(gpt.embedding.weight.float()),
+            *stack(qkv),
+            *stack([a.o_proj.weight for _, a, _, _ in blocks]),
+            *stack(gate_up),
+            *stack([m.down_proj.weight for _, _, _, m in blocks]),
+            as_array((gpt.lm_head.weight * gpt.norm.weight).float()),
+            np.ones(gpt.config.vocab_size, dtype=np.float32),
+            as_array(torch.stack([a.q_norm.weight for _, a, _, _ in blocks]).float()),
+            as_array(torch.stack([a.k_norm.weight for _, a, _, _ in blocks]).float()),
+            as_array(gpt.cos[:, 0].float()),
+            as_array(gpt.sin[:, 0].float()),
+        )
+
+
+def as_array(x: Tensor) -> NDArray:
+    """The same memory for NumPy, where it is contiguous; bfloat16 as uint16."""
+    x = x.detach().contiguous()
+    return (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
+
+
+# What one row of numbers goes through.
 
 
 @compiled(fastmath=True)
@@ -42,7 +135,7 @@ def normalize(x, y):
         squares += x[j] * x[j]
     factor = ONE / np.sqrt(squares / np.float32(x.shape[0]) + EPSILON)
     for j in range(x.shape[0]):
-        y[j] = x[j] * factor
+        put(y, j, x[j] * factor)
 
 
 @compiled(fastmath=True)
@@ -56,46 +149,101 @@ def rotate(x, gain, cos, sin):
         x[j + half] = b * cos[j] + a * sin[j]
 
 
-@compiled(fastmath=True, parallel=True)
-def attend(q, keys, values, position, scores, out, threads):
-    """q (H, head_dim), keys and values (KV, block_size, head_dim), out (H, head_dim): heads shared
-    among the threads."""
-    heads, size = q.shape
-    shared = heads // keys.shape[0]
-    factor = np.float32(size) ** np.float32(-0.5)
-    for thread in prange(threads):
-        for head in range(thread * heads // threads, (thread + 1) * heads // threads):
-            k, v, s = keys[head // shared], values[head // shared], scores[head]
-            highest = np.float32(-np.inf)
-            for t in range(position + 1):
-                total = np.float32(0)
-                for j in range(size):
-                    total += q[head, j] * k[t, j]
-                s[t] = total * factor
-                highest = max(highest, s[t])
-            total = np.float32(0)
-            for t in range(position + 1):
-                s[t] = np.exp(s[t] - highest)
-                total += s[t]
-            out[head, :] = 0
-            for t in range(position + 1):
-                weight = s[t] / total
-                for j in range(size):
-                    out[head, j] += weight * v[t, j]
+@compiled()
+def exponential(x):
+    """e^x to 5e-7, for x from -87 to 88; unlike np.exp, loops over it use vector instructions."""
+    n = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
+    r = (x - n * np.float32(0.693359375)) - n * np.float32(-2.12194440e-4)  # x - n ln 2, in two
+    p = np.float32(1 / 720)
+    for coefficient in (1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0):
+        p = p * r + np.float32(coefficient)
+    return p * np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
 
 
 @compiled(fastmath=True)
-def next_logits(token, position, packed, keys, values, logits, threads):
+def silu(x):
+    return x / (ONE + exponential(min(max(-x, -EDGE), EDGE)))
+
+
+@compiled(fastmath=True)
+def attend(q, keys, values, position, scores, out):
+    """One head: q and out (head_dim,), keys and values (block_size, head_dim)."""
+    size, n = q.shape[0], position + 1
+    factor = np.float32(size) ** np.float32(-0.5)
+    highest = -np.float32(3e38)  # fastmath knows no infinity
+    for t in range(n):
+        total = np.float32(0)
+        for j in range(size):
+            total += q[j] * widen(keys[t, j])
+        scores[t] = total * factor
+        highest = max(highest, scores[t])
+    total = np.float32(0)
+    for t in range(n):
+        scores[t] = exponential(max(scores[t] - highest, -EDGE))
+        total += scores[t]
+    for t in range(n):
+        scores[t] /= total
+    out[:] = 0
+    whole = n - n % 4  # four at a time: `out` is read and written a quarter as often
+    for t in range(0, whole, 4):
+        a, b, c, d = scores[t], scores[t + 1], scores[t + 2], scores[t + 3]
+        for j in range(size):
+            first = a * widen(values[t, j]) + b * widen(values[t + 1, j])
+            out[j] += first + c * widen(values[t + 2, j]) + d * widen(values[t + 3, j])
+    for t in range(whole, n):
+        for j in range(size):
+            out[j] += scores[t] * widen(values[t, j])
+
+
+@compiled(fastmath=True)
+def add(x, branch, scale):
+    for j in range(x.shape[0]):
+        x[j] += widen(branch[j]) * scale[j]
+
+
+@compiled(fastmath=True)
+def activate(gate, up, gate_scale, up_scale, out):
+    """out = silu(gate) * up."""
+    for j in range(out.shape[0]):
+        put(out, j, silu(widen(gate[j]) * gate_scale[j]) * widen(up[j]) * up_scale[j])
+
+
+# One text.
+
+
+@compiled(fastmath=True, parallel=True)
+def multiply(matrix, scale, x, y, threads):
+    """y = scale * (matrix @ x), rows shared among the threads."""
+    rows = matrix.shape[0]
+    for thread in prange(threads):
+        for i in range(thread * rows // threads, (thread + 1) * rows // threads):
+            total = np.float32(0)
+            for j in range(x.shape[0]):
+                total += widen(matrix[i, j]) * x[j]
+            y[i] = total * scale[i]
+
+
+@compiled(fastmath=True, parallel=True)
+def attend_heads(q, keys, values, position, scores, out, threads):
+    """q and out (H, head_dim), keys and values (KV, block_size, head_dim): heads shared among the
+    threads."""
+    heads = q.shape[0]
+    shared = heads // keys.shape[0]
+    for thread in prange(threads):
+        for i in range(thread * heads // threads, (thread + 1) * heads // threads):
+            attend(q[i], keys[i // shared], values[i // shared], position, scores[i], out[i])
+
+
+@compiled(fastmath=True)
+def next_logits(token, position, w, keys, values, logits, threads):
     """Read `token` at `position` into the cache; logits (V,) of what follows it."""
-    (embedding, qkv, qkv_scale, o, o_scale, gate_up, gate_up_scale, down, down_scale) = packed[:9]
-    (head, head_scale, q_gain, k_gain, cos, sin) = packed[9:]
-    layers, width = qkv.shape[0], qkv.shape[2]
+    layers, width = w.qkv.shape[0], w.qkv.shape[2]
     kv_heads, size = keys.shape[1], keys.shape[3]
     heads = width // size
-    hidden = down.shape[2]
-    x = embedding[token].copy()
+    hidden = w.down.shape[2]
+    x = w.embedding[token].copy()
     h = np.empty(width, dtype=np.float32)
-    projected = np.empty(qkv.shape[1], dtype=np.float32)
+    projected = np.empty(w.qkv.shape[1], dtype=np.float32)
     q = projected[:width].reshape(heads, size)
     k = projected[width : width + kv_heads * size].reshape(kv_heads, size)
     v = projected[width + kv_heads * size :].reshape(kv_heads, size)
@@ -104,92 +252,227 @@ def next_logits(token, position, packed, keys, values, logits, threads):
     branch = np.empty(2 * hidden, dtype=np.float32)
     for layer in range(layers):
         normalize(x, h)
-        multiply(qkv[layer], qkv_scale[layer], h, projected, threads)
+        multiply(w.qkv[layer], w.qkv_scale[layer], h, projected, threads)
         for i in range(heads):
-            rotate(q[i], q_gain[layer], cos[position], sin[position])
+            rotate(q[i], w.q_gain[layer], w.cos[position], w.sin[position])
         for i in range(kv_heads):
-            rotate(k[i], k_gain[layer], cos[position], sin[position])
+            rotate(k[i], w.k_gain[layer], w.cos[position], w.sin[position])
             keys[layer, i, position] = k[i]
             values[layer, i, position] = v[i]
         out = mixed.reshape(heads, size)
-        attend(q, keys[layer], values[layer], position, scores, out, threads)
-        multiply(o[layer], o_scale[layer], mixed, h, threads)
+        attend_heads(q, keys[layer], values[layer], position, scores, out, threads)
+        multiply(w.o[layer], w.o_scale[layer], mixed, h, threads)
         for j in range(width):
             x[j] += h[j]
         normalize(x, h)
-        multiply(gate_up[layer], gate_up_scale[layer], h, branch, threads)
+        multiply(w.gate_up[layer], w.gate_up_scale[layer], h, branch, threads)
         for j in range(hidden):
-            gate = branch[j]
-            branch[j] = gate / (ONE + np.exp(-gate)) * branch[hidden + j]
-        multiply(down[layer], down_scale[layer], branch[:hidden], h, threads)
+            branch[j] = silu(branch[j]) * branch[hidden + j]
+        multiply(w.down[layer], w.down_scale[layer], branch[:hidden], h, threads)
         for j in range(width):
             x[j] += h[j]
     normalize(x, h)
-    multiply(head, head_scale, h, logits, threads)
+    multiply(w.head, w.head_scale, h, logits, threads)
 
 
 @compiled()
-def write(token, position, uniform, seen, choice, packed, keys, values, ids, threads):
+def write_row(token, position, uniform, seen, choice, w, keys, values, ids, threads):
     """As many characters as `uniform` has numbers into `ids`, after `token` at `position`.
 
-    choice is (kind, limit, temperature, penalty) of `fill_distribution`. Returns the last logits.
+    choice is (kind, limit, temperature, penalty) of `fill_distribution`.
     """
     kind, limit, temperature, penalty = choice
-    size = packed[0].shape[0]
+    size = w.embedding.shape[0]
     logits = np.empty(size, dtype=np.float32)
     p = np.empty(size, dtype=np.float64)
     for i in range(len(uniform)):
-        next_logits(token, position + i, packed, keys, values, logits, threads)
+        next_logits(token, position + i, w, keys, values, logits, threads)
         fill_distribution(logits, seen, kind, limit, temperature, penalty, p)
         token = draw_one(p, uniform[i])
         seen[token] = True
         ids[i] = token
-    return logits
 
 
-@dataclass(frozen=True)
-class Packed:
-    """A network's weights as `write` reads them."""
+# Several texts: what stands between the products, rows shared among the threads.
 
-    arrays: tuple[NDArray, ...]
 
-    @classmethod
-    def of(cls, gpt: GPT, weights: Weights = "float32") -> "Packed":
-        """Layers stacked; each norm's gain multiplied into the matrix that reads it."""
+@compiled(fastmath=True, parallel=True)
+def normalize_rows(x, h, threads):
+    rows = x.shape[0]
+    for thread in prange(threads):
+        for i in range(thread * rows // threads, (thread + 1) * rows // threads):
+            normalize(x[i], h[i])
 
-        def stack(matrices: list[torch.Tensor]) -> tuple[NDArray, NDArray]:
-            w = torch.stack(matrices).float()  # (L, rows, columns)
-            if weights == "float32":
-                return w.contiguous().numpy(), np.ones(w.shape[:2], dtype=np.float32)
-            scale = w.abs().amax(dim=2).clamp(min=1e-12) / 127
-            return (w / scale[..., None]).round().to(torch.int8).numpy(), scale.numpy()
 
-        with torch.no_grad():
-            blocks = [(b.attention_norm, b.attention, b.mlp_norm, b.mlp) for b in gpt.blocks]
-            qkv = [
-                torch.cat((a.q_proj.weight, a.k_proj.weight, a.v_proj.weight)) * norm.weight
-                for norm, a, _, _ in blocks
+@compiled(fastmath=True, parallel=True)
+def attend_rows(projected, scale, q_gain, k_gain, cos, sin, positions, keys, values, out, threads):
+    """projected (B, D + 2 KV), keys and values (B, KV, block_size, head_dim), out (B, D)."""
+    rows, width = out.shape
+    kv_heads, length, size = keys.shape[1:]
+    shared = width // size // kv_heads
+    for thread in prange(threads):
+        scores = np.empty(length, dtype=np.float32)
+        q = np.empty(size, dtype=np.float32)
+        k = np.empty(size, dtype=np.float32)
+        mixed = np.empty(size, dtype=np.float32)
+        first, last = thread * rows // threads, (thread + 1) * rows // threads
+        for row in range(first, last):
+            position = positions[row]
+            for head in range(kv_heads):
+                at_k = width + head * size
+                at_v = at_k + kv_heads * size
+                for j in range(size):
+                    k[j] = widen(projected[row, at_k + j]) * scale[at_k + j]
+                rotate(k, k_gain, cos[position], sin[position])
+                for j in range(size):
+                    put(keys[row, head, position], j, k[j])
+                    v = widen(projected[row, at_v + j]) * scale[at_v + j]
+                    put(values[row, head, position], j, v)
+                for member in range(head * shared, (head + 1) * shared):
+                    at = member * size
+                    for j in range(size):
+                        q[j] = widen(projected[row, at + j]) * scale[at + j]
+                    rotate(q, q_gain, cos[position], sin[position])
+                    attend(q, keys[row, head], values[row, head], position, scores, mixed)
+                    for j in range(size):
+                        put(out[row], at + j, mixed[j])
+
+
+@compiled(fastmath=True, parallel=True)
+def add_rows(x, branch, scale, h, threads):
+    """Add a branch's output to x (B, D) float32; h is the new x, normalised."""
+    rows = x.shape[0]
+    for thread in prange(threads):
+        for row in range(thread * rows // threads, (thread + 1) * rows // threads):
+            add(x[row], branch[row], scale)
+            normalize(x[row], h[row])
+
+
+@compiled(fastmath=True, parallel=True)
+def activate_rows(gate_up, scale, activated, threads):
+    rows, hidden = activated.shape
+    for thread in prange(threads):
+        for row in range(thread * rows // threads, (thread + 1) * rows // threads):
+            gate, up = gate_up[row, :hidden], gate_up[row, hidden:]
+            activate(gate, up, scale[:hidden], scale[hidden:], activated[row])
+
+
+@compiled(parallel=True)
+def choose_rows(logits, uniform, seen, choice, ids, threads):
+    kind, limit, temperature, penalty = choice
+    rows, size = logits.shape
+    for thread in prange(threads):
+        p = np.empty(size, dtype=np.float64)
+        for row in range(thread * rows // threads, (thread + 1) * rows // threads):
+            fill_distribution(logits[row], seen[row], kind, limit, temperature, penalty, p)
+            ids[row] = draw_one(p, uniform[row])
+            seen[row, ids[row]] = True
+
+
+def product(matrix: Tensor, rows: int):
+    """x (rows, columns) -> x @ matrix.mT; oneDNN's with the matrix laid out beforehand, which is
+    1.2 to 2 times as fast."""
+    if not torch.backends.mkldnn.is_available():
+        return lambda x: x @ matrix.mT
+    packed = torch.ops.mkldnn._reorder_linear_weight(matrix, rows)
+    return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+
+
+class Engine:
+    """B texts that are written on a CPU together.
+
+    Args:
+        gpt: The network, float32, which is not changed.
+        rows: B.
+        weights: float32 gives the network's own text. With bfloat16 and int8 several texts go
+            through bfloat16 products and keep keys and values in it; one text stays in float32 but
+            for the weights.
+    """
+
+    def __init__(self, gpt: GPT, rows: int, weights: Weights = "float32") -> None:
+        c = gpt.config
+        self.gpt, self.rows = gpt, rows
+        self.packed = pack(gpt, weights)
+        self.dtype = torch.float32 if weights == "float32" or rows == 1 else torch.bfloat16
+        shape = (c.n_layer, rows, c.n_kv_head, c.block_size, c.head_dim)
+        # NumPy asks for huge pages, which PyTorch does not: attention reads all of it each time
+        size = np.float32 if self.dtype == torch.float32 else np.uint16
+        self.keys, self.values = np.zeros(shape, dtype=size), np.zeros(shape, dtype=size)
+        self.length = np.zeros(rows, dtype=np.int64)  # characters in the cache
+        self.threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+        numba.set_num_threads(self.threads)
+        if rows > 1:
+            w = self.packed
+            self.products = [
+                [self.product(m[layer]) for m in (w.qkv, w.o, w.gate_up, w.down)]
+                for layer in range(c.n_layer)
             ]
-            gate_up = [
-                torch.cat((m.gate_proj.weight, m.up_proj.weight)) * norm.weight
-                for _, _, norm, m in blocks
-            ]
-            head = (gpt.lm_head.weight * gpt.norm.weight).float().contiguous().numpy()
-            gains = [
-                torch.stack([getattr(a, name).weight for _, a, _, _ in blocks]).float().numpy()
-                for name in ("q_norm", "k_norm")
-            ]
-            return cls(
-                (
-                    gpt.embedding.weight.detach().float().contiguous().numpy(),
-                    *stack(qkv),
-                    *stack([a.o_proj.weight for _, a, _, _ in blocks]),
-                    *stack(gate_up),
-                    *stack([m.down_proj.weight for _, _, _, m in blocks]),
-                    head,
-                    np.ones(len(head), dtype=np.float32),
-                    *gains,
-                    gpt.cos[:, 0].float().contiguous().numpy(),
-                    gpt.sin[:, 0].float().contiguous().numpy(),
-                )
+            self.head = product(torch.from_numpy(w.head), rows)
+
+    def product(self, matrix: NDArray):
+        w = torch.from_numpy(matrix)
+        w = w.view(torch.bfloat16) if w.dtype == torch.uint16 else w.to(self.dtype)
+        return product(w, self.rows)
+
+    def read(self, rows: Sequence[int], windows: Sequence[Sequence[int]]) -> None:
+        """Forget what `rows` hold and read a window into each; PyTorch does, a window that several
+        have only once."""
+        distinct = {window: i for i, window in enumerate(dict.fromkeys(map(tuple, windows)))}
+        longest = max(map(len, distinct))
+        self.length[rows] = [len(w) for w in windows]
+        if not longest:
+            return
+        padded = [[*w, *[0] * (longest - len(w))] for w in distinct]
+        part = KVCache(self.gpt, len(distinct))
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            self.gpt.forward(torch.tensor(padded), part)
+        which = [distinct[tuple(w)] for w in windows]
+        self.keys[:, rows] = as_array(part.keys[:, which].to(self.dtype))
+        self.values[:, rows] = as_array(part.values[:, which].to(self.dtype))
+
+    def write(
+        self, tokens: NDArray, uniform: NDArray, seen: NDArray, choice: tuple
+    ) -> NDArray[np.int64]:
+        """Ids (B, n) for uniform numbers (B, n), after each row's last character, `tokens` (B,),
+        which the cache does not have yet; `seen` (B, V) gets True for each id.
+
+        choice is (kind, limit, temperature, penalty) of `fill_distribution`.
+        """
+        ids = np.empty(uniform.shape, dtype=np.int64)
+        if self.rows == 1:
+            write_row(
+                tokens[0], self.length[0], uniform[0], seen[0], choice, self.packed,
+                self.keys[:, 0], self.values[:, 0], ids[0], self.threads,
+            )  # fmt: skip
+            self.length += uniform.shape[1]
+            return ids
+        for i in range(uniform.shape[1]):
+            chosen = np.empty(self.rows, dtype=np.int64)
+            logits = self.logits(tokens)
+            choose_rows(logits, uniform[:, i].copy(), seen, choice, chosen, self.threads)
+            ids[:, i] = tokens = chosen
+        return ids
+
+    def logits(self, tokens: NDArray) -> NDArray[np.float32]:
+        """Read a character a row into the cache; logits (B, V) of what follows."""
+        w, threads = self.packed, self.threads
+        x = w.embedding[tokens]
+        h = torch.empty(x.shape, dtype=self.dtype)
+        mixed = torch.empty_like(h)
+        activated = torch.empty(self.rows, w.down.shape[2], dtype=self.dtype)
+        normalize_rows(x, as_array(h), threads)
+        for layer, (qkv, o, gate_up, down) in enumerate(self.products):
+            attend_rows(
+                as_array(qkv(h)), w.qkv_scale[layer], w.q_gain[layer], w.k_gain[layer], w.cos,
+                w.sin, self.length, self.keys[layer], self.values[layer], as_array(mixed),
+                threads,
+            )  # fmt: skip
+            add_rows(x, as_array(o(mixed)), w.o_scale[layer], as_array(h), threads)
+            activate_rows(
+                as_array(gate_up(h)), w.gate_up_scale[layer], as_array(activated), threads
             )
+            add_rows(x, as_array(down(activated)), w.down_scale[layer], as_array(h), threads)
+        final = torch.empty(x.shape)
+        normalize_rows(x, as_array(final), threads)
+        self.length += 1
+        return as_array(self.head(final))

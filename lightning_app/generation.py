@@ -1,9 +1,9 @@
 """Writing: how to choose, and three ways to the next character.
 
-One row on a CPU goes through the compiled engine (`decoding`), batches and GPUs through PyTorch
-with a KV cache; the uncached path is the reference, and tests hold the others equal to it. Sampling
-takes one uniform number per character from a stream of the sample's own and inverts the
-distribution's CDF, so the text depends on (seed, prompt, sample), not on the batch or the engine.
+On a CPU the compiled engine writes (`decoding`), on a GPU PyTorch with a KV cache; the uncached
+path is the reference, and tests hold the others equal to it. Sampling takes one uniform number per
+character from a stream of the sample's own and inverts the distribution's CDF, so the text depends
+on (seed, prompt, sample), not on the batch or the engine.
 """
 
 import sys
@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from threading import Timer
 from typing import Literal
 
-import numba
 import numpy as np
 import torch
 from jsonargparse.typing import (
@@ -24,7 +23,7 @@ from jsonargparse.typing import (
     PositiveInt,
 )
 
-from lightning_app.decoding import Packed, Weights, write
+from lightning_app.decoding import Engine, Weights
 from lightning_app.errors import UserError
 from lightning_app.gpt import GPT, KVCache
 from lightning_app.sampling import KINDS, draw, fill_distributions
@@ -131,9 +130,9 @@ class History:
         self.recent = deque(ids, maxlen=block_size)
         self.n = len(ids)
 
-    def append(self, token: int) -> None:
-        self.recent.append(token)
-        self.n += 1
+    def extend(self, ids: Sequence[int]) -> None:
+        self.recent.extend(ids)
+        self.n += len(ids)
 
     def window(self) -> list[int]:
         length = window_length(self.n, self.block_size)
@@ -177,45 +176,45 @@ class CachedLogits:
         self.cache.length[rows] = torch.tensor([len(w) for w in windows])
 
 
-def compiled_row(
+def compiled_rows(
     gpt: GPT,
-    prompt: Sequence[int],
-    stream: np.random.Generator,
+    prompts: Sequence[Sequence[int]],
+    streams: Sequence[np.random.Generator],
     options: GenerateOptions,
+    unigram: np.ndarray | None = None,
     weights: Weights = "float32",
-) -> Iterator[int]:
-    """The ids after one prompt, by the compiled engine; PyTorch reads the prompt, and the newer
-    half of the context each time that is full."""
-    packed = Packed.of(gpt, weights).arrays
-    history = History(prompt, gpt.config.block_size)
-    cache = KVCache(gpt, 1)
-    keys, values = cache.keys[:, 0].numpy(), cache.values[:, 0].numpy()
-    seen = np.zeros(gpt.config.vocab_size, dtype=bool)
-    seen[list(prompt)] = True
-    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
-    numba.set_num_threads(threads)
+) -> Iterator[np.ndarray]:
+    """The next id of every row, (B,), again and again, by the compiled engine."""
+    block_size = gpt.config.block_size
+    engine = Engine(gpt, len(prompts), weights)
+    histories = [History(prompt, block_size) for prompt in prompts]
+    empty = [i for i, prompt in enumerate(prompts) if not prompt]
+    seen = np.zeros((len(prompts), gpt.config.vocab_size), dtype=bool)
+    for row, prompt in zip(seen, prompts, strict=True):
+        row[list(prompt)] = True
     how = choice(options)
     notice = Timer(PATIENCE, lambda: print(PREPARING, file=sys.stderr))
     notice.daemon = True
     notice.start()
     while True:
-        window = history.window()
-        position = len(window) - 1
-        if cache.length[0] != position:
-            cache.length[0] = 0
-            if position:
-                gpt.forward(torch.tensor([window[:-1]]), cache)
-        count = min(AT_ONCE, gpt.config.block_size - position)
-        ids = np.empty(count, dtype=np.int64)
-        uniform = stream.random(count)
+        windows = [h.window() or [0] for h in histories]  # a row without text: its id is not used
+        positions = np.array([len(w) - 1 for w in windows])
+        if stale := np.flatnonzero(engine.length != positions).tolist():
+            engine.read(stale, [windows[i][:-1] for i in stale])
+        count = 1 if empty else min(AT_ONCE, block_size - positions.max())
+        uniform = np.stack([s.random(count) for s in streams])
         try:
-            write(window[-1], position, uniform, seen, how, packed, keys, values, ids, threads)
+            ids = engine.write(np.array([w[-1] for w in windows]), uniform, seen, how)
         finally:
             notice.cancel()
-        cache.length[0] += count
-        for token in ids.tolist():
-            history.append(token)
-            yield token
+        if empty:
+            ids[empty, 0] = first_ids(unigram, uniform[empty, 0])
+            seen[empty] = False
+            seen[empty, ids[empty, 0]] = True
+            empty = []
+        for history, row in zip(histories, ids.tolist(), strict=True):
+            history.extend(row)
+        yield from ids.T
 
 
 def stream(seed: int, prompt: int, sample: int) -> np.random.Generator:
@@ -243,18 +242,13 @@ def generate(
     """Yield the next id of every row, (B,), again and again; stop asking to stop.
 
     A row without a prompt starts with a draw from `unigram` (V,). Rows go on together, whatever
-    their lengths. One row on a CPU is written by the compiled engine, unless `next_logits` says how
-    to find logits. Call with the network in evaluation mode.
+    their lengths. On a CPU the compiled engine writes, unless `next_logits` says how to find
+    logits. Call with the network in evaluation mode.
     """
     like = gpt.embedding.weight
     on_cpu = like.device.type == "cpu" and like.dtype == torch.float32
-    if next_logits is None and len(prompts) == 1 and on_cpu:
-        prompt = list(prompts[0])
-        if not prompt:
-            prompt = first_ids(unigram, np.array([streams[0].random()])).tolist()
-            yield prompt
-        for token in compiled_row(gpt, prompt, streams[0], options, weights):
-            yield (token,)
+    if next_logits is None and on_cpu:
+        yield from compiled_rows(gpt, prompts, streams, options, unigram, weights)
     next_logits = next_logits or CachedLogits()
     histories = [History(p, gpt.config.block_size) for p in prompts]
     seen = np.zeros((len(prompts), gpt.config.vocab_size), dtype=bool)
@@ -273,7 +267,7 @@ def generate(
             others = [i for i in range(len(prompts)) if i not in empty]
             ids[others] = chosen[others]
         for i, token in enumerate(ids):
-            histories[i].append(int(token))
+            histories[i].extend([int(token)])
             seen[i, token] = True
         yield ids
 

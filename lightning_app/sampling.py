@@ -8,9 +8,6 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-# Threads of numba's own: its OpenMP layer would set the number of PyTorch's.
-numba.config.THREADING_LAYER = "workqueue"
-
 KINDS = ("argmax", "prob", "top_k", "top_p", "min_p")
 ARGMAX, PROB, TOP_K, TOP_P, MIN_P = range(5)
 
@@ -20,9 +17,9 @@ def compiled(**options):
 
     def decorate(function):
         try:
-            return numba.njit(cache=True, **options)(function)
+            return numba.njit(cache=True, error_model="numpy", **options)(function)
         except RuntimeError:  # neither the package's folder nor the user's can be written
-            return numba.njit(**options)(function)
+            return numba.njit(error_model="numpy", **options)(function)
 
     return decorate
 

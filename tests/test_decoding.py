@@ -5,11 +5,19 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from test_generation import UNIGRAM, V, network, options
+from test_generation import TOKENIZER, UNIGRAM, V, network, options
 
-from lightning_app.decoding import Packed, next_logits
-from lightning_app.generation import compiled_row, generate, stream, uncached_logits
-from lightning_app.gpt import GPT, KVCache
+from lightning_app.decoding import Engine, as_array, next_logits, put, widen
+from lightning_app.generation import (
+    CachedLogits,
+    compiled_rows,
+    complete,
+    generate,
+    stream,
+    uncached_logits,
+)
+from lightning_app.gpt import GPT
+from lightning_app.sampling import compiled
 
 KINDS = {
     "plain": {"n_head": 4, "n_kv_head": 4, "n_embd": 32},
@@ -21,49 +29,75 @@ KINDS = {
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
-def read(gpt: GPT, ids: torch.Tensor, weights: str, threads: int = 1) -> torch.Tensor:
-    """Logits after each of ids (T,), one character at a time."""
-    cache, packed = KVCache(gpt, 1), Packed.of(gpt, weights).arrays
-    keys, values = cache.keys[:, 0].numpy(), cache.values[:, 0].numpy()
-    rows = []
-    for position, token in enumerate(ids.tolist()):
-        logits = np.empty(V, dtype=np.float32)
-        next_logits(token, position, packed, keys, values, logits, threads)
-        rows.append(torch.from_numpy(logits))
-    return torch.stack(rows)
+def read(gpt: GPT, ids: torch.Tensor, weights: str = "float32", threads: int = 1) -> torch.Tensor:
+    """Logits (B, T, V) after each of ids (B, T), a character at a time."""
+    engine = Engine(gpt, len(ids), weights)
+    engine.threads = threads
+    steps = []
+    for position, tokens in enumerate(ids.numpy().T):
+        if len(ids) == 1:
+            logits = np.empty((1, V), dtype=np.float32)
+            keys, values = engine.keys[:, 0], engine.values[:, 0]
+            next_logits(tokens[0], position, engine.packed, keys, values, logits[0], threads)
+        else:
+            logits = engine.logits(tokens)
+        steps.append(torch.from_numpy(logits))
+    return torch.stack(steps, dim=1)
 
 
-def text(n: int) -> torch.Tensor:
-    return torch.randint(V, (n,), generator=torch.Generator().manual_seed(5))
+def text(rows: int, n: int) -> torch.Tensor:
+    return torch.randint(V, (rows, n), generator=torch.Generator().manual_seed(5))
 
 
 @every_kind
 @pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("rows", [1, 3])
 @torch.no_grad()
-def test_logits_are_the_networks_at_every_position(kind, threads):
+def test_logits_are_the_networks_at_every_position(kind, threads, rows):
     gpt = network(block_size=20, **KINDS[kind])
-    ids = text(20)
-    expected = gpt(ids[None])[0]
-    torch.testing.assert_close(read(gpt, ids, "float32", threads), expected, rtol=1e-4, atol=1e-4)
+    ids = text(rows, 20)
+    actual = read(gpt, ids, threads=threads)
+    torch.testing.assert_close(actual, gpt(ids), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
 @torch.no_grad()
-def test_int8_weights_move_logits_by_rounding_only():
+def test_smaller_weights_move_logits_by_rounding_only(weights, rows):
     gpt = network(block_size=20)
-    ids = text(20)
-    expected = gpt(ids[None])[0]
-    error = (read(gpt, ids, "int8") - expected).norm() / expected.norm()
+    ids = text(rows, 20)
+    expected = gpt(ids)
+    error = (read(gpt, ids, weights) - expected).norm() / expected.norm()
     assert 1e-4 < error < 0.05
 
 
+def test_bfloat16_is_read_and_rounded_as_pytorch_does():
+    @compiled()
+    def both(x, narrow, wide):
+        for i in range(len(x)):
+            put(narrow, i, x[i])
+            wide[i] = widen(narrow[i])
+
+    x = torch.randn(10_000, generator=torch.Generator().manual_seed(0)) * 10
+    x[:3] = torch.tensor([0.0, 1 + 2**-8, 1 + 3 * 2**-8])  # ties go to the even neighbour
+    narrow, wide = np.empty(len(x), dtype=np.uint16), np.empty(len(x), dtype=np.float32)
+    both(x.numpy(), narrow, wide)
+    assert np.array_equal(narrow, as_array(x.bfloat16()))
+    assert np.array_equal(wide, x.bfloat16().float().numpy())
+
+
 @pytest.mark.parametrize("block_size", [1, 2, 3, 5, 8, 40])
-@pytest.mark.parametrize("prompt", [[1], [3, 1, 4, 1, 5, 9, 2, 6, 5]], ids=len)
-def test_greedy_text_is_the_references_over_many_windows(block_size, prompt):
-    gpt = network(block_size)
-    o = options(sampling="argmax")
-    reference = generate(gpt, [prompt], [stream(1, 0, 0)], o, next_logits=uncached_logits)
-    expected = [int(ids[0]) for ids in islice(reference, 60)]
-    assert list(islice(compiled_row(gpt, prompt, stream(1, 0, 0), o), 60)) == expected
+@pytest.mark.parametrize(
+    "prompts",
+    [[[1]], [[3, 1, 4, 1, 5, 9, 2, 6, 5]], [[1], [3, 1, 4, 1, 5, 9, 2, 6, 5], [2, 7], [1]]],
+    ids=["short", "long", "several"],
+)
+def test_greedy_text_is_the_references_over_many_windows(block_size, prompts):
+    gpt, o = network(block_size), options(sampling="argmax")
+    streams = [stream(1, i, 0) for i in range(len(prompts))]
+    reference = generate(gpt, prompts, streams, o, next_logits=uncached_logits)
+    expected = np.stack(list(islice(reference, 60)))
+    assert np.array_equal(list(islice(compiled_rows(gpt, prompts, streams, o), 60)), expected)
 
 
 @pytest.mark.parametrize(
@@ -76,22 +110,33 @@ def test_greedy_text_is_the_references_over_many_windows(block_size, prompt):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("prompt", [[], [2, 7]], ids=len)
-def test_sampled_text_is_the_references_however_characters_are_chosen(given, prompt):
+@pytest.mark.parametrize("prompts", [[[]], [[2, 7]], [[], [2, 7], []]], ids=str)
+def test_sampled_text_is_the_references_however_characters_are_chosen(given, prompts):
     gpt, o = network(block_size=12), options(**given)
 
-    def written(next_logits) -> list[int]:
-        steps = generate(gpt, [prompt], [stream(4, 0, 0)], o, UNIGRAM, next_logits)
-        return [int(ids[0]) for ids in islice(steps, 80)]
+    def written(next_logits) -> np.ndarray:
+        streams = [stream(4, i, 0) for i in range(len(prompts))]
+        steps = generate(gpt, prompts, streams, o, UNIGRAM, next_logits)
+        return np.stack(list(islice(steps, 80)))
 
-    assert written(None) == written(uncached_logits)
+    reference = written(uncached_logits)
+    assert np.array_equal(written(None), reference)
+    assert np.array_equal(written(CachedLogits()), reference)
+
+
+def test_a_text_does_not_depend_on_what_is_written_beside_it():
+    gpt, o = network(block_size=12), options(sampling="prob", max_new_tokens=80)
+    alone = complete(gpt, TOKENIZER, ["ab"], o, seed=3)
+    several = complete(gpt, TOKENIZER, ["ab", "", "cabbage"], o, 3, 5, UNIGRAM)
+    assert several[0] == alone[0]
+    assert len(set(several)) == 15
 
 
 def test_pytorchs_threads_are_left_alone():
     before = torch.get_num_threads()
     torch.set_num_threads(before + 1)
     try:
-        list(islice(compiled_row(network(), [1, 2], stream(0, 0, 0), options()), 20))
+        list(islice(compiled_rows(network(), [[1, 2]], [stream(0, 0, 0)], options()), 20))
         assert torch.get_num_threads() == before + 1
     finally:
         torch.set_num_threads(before)
@@ -100,5 +145,8 @@ def test_pytorchs_threads_are_left_alone():
 def test_the_weights_themselves_are_left_alone():
     gpt = network()
     before = {name: w.clone() for name, w in gpt.state_dict().items()}
-    list(islice(compiled_row(gpt, [1, 2], stream(0, 0, 0), options(), "int8"), 20))
+    for rows in (1, 2):
+        streams = [stream(0, 0, i) for i in range(rows)]
+        steps = compiled_rows(gpt, [[1, 2]] * rows, streams, options(), weights="int8")
+        list(islice(steps, 20))
     assert all(torch.equal(w, before[name]) for name, w in gpt.state_dict().items())

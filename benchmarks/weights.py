@@ -1,0 +1,73 @@
+"""What smaller weights cost: the loss of the text engine itself, character by character.
+
+    python benchmarks/weights.py logs/gpt_char/checkpoints/best.ckpt [--windows 64]
+
+Windows of the validation split, spread over it, each read by `decoding.Engine` from its first
+character to its last, with the weights of each kind; one row at a time and all rows at once.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from lightning_app import checkpoints  # noqa: E402
+from lightning_app.decoding import Engine, next_logits  # noqa: E402
+from lightning_app.gpt import GPT  # noqa: E402
+from lightning_app.splits import divide  # noqa: E402
+
+
+def several(gpt: GPT, ids: np.ndarray, weights: str) -> np.ndarray:
+    """Losses (B, T - 1) in nats."""
+    engine = Engine(gpt, len(ids), weights)
+    steps = [engine.logits(column) for column in ids[:, :-1].T]
+    return losses(np.stack(steps, axis=1), ids)
+
+
+def one(gpt: GPT, ids: np.ndarray, weights: str) -> np.ndarray:
+    rows = []
+    for row in ids:
+        engine = Engine(gpt, 1, weights)
+        logits = np.empty((len(row) - 1, gpt.config.vocab_size), dtype=np.float32)
+        for position, token in enumerate(row[:-1]):
+            next_logits(
+                token, position, engine.packed, engine.keys[:, 0], engine.values[:, 0],
+                logits[position], engine.threads,
+            )  # fmt: skip
+        rows.append(logits)
+    return losses(np.stack(rows), ids)
+
+
+def losses(logits: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    log_p = torch.from_numpy(logits).double().log_softmax(-1).numpy()
+    return -np.take_along_axis(log_p, ids[:, 1:, None], axis=-1)[..., 0]
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--windows", type=int, default=64)
+    args = parser.parse_args()
+    trained = checkpoints.load(args.checkpoint)
+    data = trained.info["data"]
+    text = divide(data["corpus"], data["splits"], data["hold_out"], data["unit"]).ids("val")
+    size = trained.gpt.config.block_size
+    starts = np.linspace(0, len(text) - size - 1, args.windows).astype(int)
+    ids = np.stack([np.asarray(text[s : s + size], dtype=np.int64) for s in starts])
+    exact = several(trained.gpt, ids, "float32")
+    print(f"{ids.size:,} characters, float32: {exact.mean():.4f} nats per character")
+    for name, read in (("one text", one), ("several", several)):
+        for weights in ("float32", "bfloat16", "int8"):
+            difference = read(trained.gpt, ids, weights) - exact
+            error = difference.std() / difference.size**0.5
+            print(f"{name:9} {weights:9} {difference.mean():+.5f} (standard error {error:.5f})")
+
+
+if __name__ == "__main__":
+    main()
