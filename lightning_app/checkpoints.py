@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.overrides import TorchFunctionMode
 
 from lightning_app.errors import UserError
 from lightning_app.gpt import GPT, GPTConfig
@@ -154,6 +155,16 @@ class Trained:
         return counts / counts.sum()
 
 
+class Uninitialized(TorchFunctionMode):
+    """Leaves new weights as they are: to fill them on the meta device, PyTorch would import its
+    compiler, which takes a second."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__module__", "") == "torch.nn.init":
+            return (kwargs or {}).get("tensor", args[0] if args else None)
+        return function(*args, **(kwargs or {}))
+
+
 def load(path: Path) -> Trained:
     """The network in a checkpoint, in evaluation mode: for best.ckpt the weights that made its
     figure, for last.ckpt the average where one is kept. Raises UserError."""
@@ -171,7 +182,7 @@ def load(path: Path) -> Trained:
         positions = config.block_size * config.head_dim * 4
         if config.n_layer > len(weights) or positions > max(POSITIONS_LIMIT, path.stat().st_size):
             raise ValueError("sizes beyond what the file holds")
-        with torch.device("meta"):  # nothing is allocated by the file's numbers
+        with torch.device("meta"), Uninitialized():  # nothing is allocated by the file's numbers
             gpt = GPT(config)
         expected = {name: weight.shape for name, weight in gpt.state_dict().items()}
         if {name: weight.shape for name, weight in weights.items()} != expected:

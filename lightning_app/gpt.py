@@ -245,8 +245,9 @@ class GPT(nn.Module):
         if c.tie_embeddings:
             self.lm_head.weight = self.embedding.weight
 
-        frequencies = c.rope_theta ** (-torch.arange(0, c.head_dim, 2) / c.head_dim)
-        angles = torch.outer(torch.arange(c.block_size), frequencies)[:, None]
+        with torch.device("cpu"):  # real numbers also where weights are only shapes (meta)
+            frequencies = c.rope_theta ** (-torch.arange(0, c.head_dim, 2) / c.head_dim)
+            angles = torch.outer(torch.arange(c.block_size), frequencies)[:, None]
         self.register_buffer("cos", angles.cos(), persistent=False)  # (block_size, 1, head_dim / 2)
         self.register_buffer("sin", angles.sin(), persistent=False)
         self.init_weights()
