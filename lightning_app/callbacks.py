@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from tqdm import tqdm
 
 from lightning_app.checkpoints import NETWORK, SECTION
@@ -20,6 +21,16 @@ from lightning_app.metrics import figures
 def just_stepped(trainer: Trainer) -> bool:
     """Whether the batch that ends now completed an optimizer step (accumulation!)."""
     return not trainer.fit_loop._should_accumulate()
+
+
+def whole(x: Tensor) -> Tensor:
+    """A sharded tensor put together; every process must ask."""
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def like(x: Tensor, p: Tensor) -> Tensor:
+    """x sharded as p is."""
+    return distribute_tensor(x, p.device_mesh, p.placements) if isinstance(p, DTensor) else x
 
 
 class TrainingLog(Callback):
@@ -63,7 +74,7 @@ class TrainingLog(Callback):
         values = {f"train/{name}": value for name, value in figures(loss).items()}
         values["train/characters_per_second"] = self.characters_per_second
         if pl_module.gradient_norm is not None:
-            values["train/gradient_norm"] = float(pl_module.gradient_norm)
+            values["train/gradient_norm"] = float(whole(pl_module.gradient_norm))
         for group in trainer.optimizers[0].param_groups:
             values[f"train/learning_rate/{group['name']}"] = group["lr"]
         for logger in trainer.loggers:
@@ -101,7 +112,8 @@ class TextSamples(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         boards = [x for x in trainer.loggers if isinstance(x, TensorBoardLogger)]
-        if not boards or trainer.state.fn != "fit":
+        sharded = pl_module.device_mesh is not None  # no process has a network to write with
+        if not boards or trainer.state.fn != "fit" or sharded:
             return
         head = trainer.datamodule.split("val")[: min(40, pl_module.hparams.block_size)]
         line = pl_module.tokenizer.whole(pl_module.tokenizer.decode(head)).split("\n")[0]
@@ -159,7 +171,7 @@ class WeightAverage(Callback):
             return
         of = {id(p): a for p, a in zip(pl_module.gpt.parameters(), self.average, strict=True)}
         weights = pl_module.gpt.state_dict(keep_vars=True)  # tied matrices stand there twice
-        average = {NETWORK + name: of[id(p)] for name, p in weights.items()}
+        average = {NETWORK + name: whole(of[id(p)]) for name, p in weights.items()}
         if trainer.checkpoint_callback.saving == "best":
             section["raw"], checkpoint["state_dict"] = checkpoint["state_dict"], average
         section["average"] = average  # the same tensors: they are stored once
@@ -167,8 +179,10 @@ class WeightAverage(Callback):
     def on_load_checkpoint(self, trainer, pl_module, checkpoint) -> None:
         average = checkpoint[SECTION].get("average")
         if average is not None:
-            names = [NETWORK + name for name, _ in pl_module.gpt.named_parameters()]
-            self.average = [average[name].to(pl_module.device) for name in names]
+            self.average = [
+                like(average[NETWORK + name].to(pl_module.device), p)
+                for name, p in pl_module.gpt.named_parameters()
+            ]
 
 
 class StepBar(ProgressBar):

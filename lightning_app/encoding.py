@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -24,6 +24,7 @@ from lightning_app.locks import lock_file
 
 Unit = Literal["char", "byte"]
 CHUNK = 4 << 20  # bytes read at a time
+BINCOUNT = 1 << 16  # characters counted at a time
 CODE_POINTS = 0x110000
 MARK = {"char": b"", "byte": b"bytes:"}  # before what is hashed: "é" in bytes is another text
 FORMAT = 1  # of the cache; raise it and old caches are made anew
@@ -41,16 +42,24 @@ class EncodedText:
     unit: Unit = "char"
 
 
-def read_bytes(path: Path) -> Iterator[tuple[bytes, int]]:
-    """Pieces of a file as it is, with their length."""
+class Piece(NamedTuple):
+    """A part of a text, cut between characters."""
+
+    utf8: bytes  # or, cut into bytes, the file's
+    codes: np.ndarray  # the code points, uint8 where all are ASCII or bytes, else uint32
+    read: int  # how many bytes of the file went into it
+
+
+def read_bytes(path: Path) -> Iterator[Piece]:
+    """A file as it is."""
     with path.open("rb") as file:
         while raw := file.read(CHUNK):
-            yield raw, len(raw)
+            yield Piece(raw, np.frombuffer(raw, dtype=np.uint8), len(raw))
 
 
-def read_chunks(path: Path) -> Iterator[tuple[bytes, int]]:
-    """Valid UTF-8 pieces of a file, cut between characters, LF line ends, no byte-order mark; with
-    each the number of raw bytes read for it. Raises UserError for what is not UTF-8."""
+def read_characters(path: Path) -> Iterator[Piece]:
+    """A file's characters, LF line ends, no byte-order mark. Raises UserError for what is not
+    UTF-8."""
     decoder = codecs.getincrementaldecoder("utf-8")("strict")
     held = b""  # a carriage return or the first bytes of a character, kept for the next chunk
     with path.open("rb") as file:
@@ -60,16 +69,20 @@ def read_chunks(path: Path) -> Iterator[tuple[bytes, int]]:
             raw, held = held + raw, b""
             if not last and raw.endswith(b"\r"):
                 raw, held = raw[:-1], b"\r"
-            raw = raw.replace(b"\r\n", b"\n")
-            if not raw.isascii():
+            if b"\r" in raw:
+                raw = raw.replace(b"\r\n", b"\n")
+            if raw.isascii():
+                codes = np.frombuffer(raw, dtype=np.uint8)
+            else:
                 try:
-                    decoder.decode(raw, final=last)
+                    text = decoder.decode(raw, final=last)
                 except UnicodeDecodeError:
                     raise UserError(describe_bad_byte(path)) from None
                 if pending := decoder.getstate()[0]:
                     raw, held = raw[: -len(pending)], pending + held
                 decoder.reset()
-            yield raw, read
+                codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+            yield Piece(raw, codes, read)
             raw = b"" if last else file.read(CHUNK)
 
 
@@ -89,22 +102,17 @@ def describe_bad_byte(path: Path) -> str:
     return f"{path} changed while it was read; start again"
 
 
-def code_points(chunk: bytes, unit: Unit) -> np.ndarray:
-    if unit == "byte" or chunk.isascii():
-        return np.frombuffer(chunk, dtype=np.uint8)
-    return np.frombuffer(chunk.decode("utf-8").encode("utf-32-le"), dtype=np.uint32)
-
-
-def read_all(files: Sequence[Path], unit: Unit, doing: str) -> Iterator[tuple[int, bytes]]:
+def read_all(files: Sequence[Path], unit: Unit, doing: str) -> Iterator[tuple[int, Piece]]:
     """(file number, piece) over all files, with the newline that joins them; a bar after 2 s."""
+    newline = Piece(b"\n", np.frombuffer(b"\n", dtype=np.uint8), 0)
     total = sum(file.stat().st_size for file in files)
     with tqdm(total=total, desc=doing, unit="B", unit_scale=True, delay=2, leave=False) as bar:
         for number, file in enumerate(files):
             if number:
-                yield number - 1, b"\n"
-            for chunk, read in (read_bytes if unit == "byte" else read_chunks)(file):
-                yield number, chunk
-                bar.update(read)
+                yield number - 1, newline
+            for piece in (read_bytes if unit == "byte" else read_characters)(file):
+                yield number, piece
+                bar.update(piece.read)
 
 
 def survey(files: Sequence[Path], unit: Unit) -> tuple[np.ndarray, str, list[int]]:
@@ -112,12 +120,12 @@ def survey(files: Sequence[Path], unit: Unit) -> tuple[np.ndarray, str, list[int
     counts = np.zeros(CODE_POINTS, dtype=np.int64)
     digest = hashlib.sha256(MARK[unit])
     lengths = [0] * len(files)
-    for number, chunk in read_all(files, unit, "reading"):
-        codes = code_points(chunk, unit)
-        found = np.bincount(codes)
-        counts[: len(found)] += found
-        lengths[number] += len(codes)
-        digest.update(chunk)
+    for number, piece in read_all(files, unit, "reading"):
+        for first in range(0, len(piece.codes), BINCOUNT):  # it makes eight bytes of each
+            found = np.bincount(piece.codes[first : first + BINCOUNT])
+            counts[: len(found)] += found
+        lengths[number] += len(piece.codes)
+        digest.update(piece.utf8)
     return counts, digest.hexdigest(), lengths
 
 
@@ -188,15 +196,18 @@ def write(
     temporary.mkdir()
     table = np.zeros(ord(alphabet[-1]) + 1, dtype=dtype)
     table[[ord(c) for c in alphabet]] = np.arange(len(alphabet), dtype=dtype)
+    of_byte = table[:256].astype(np.uint8).tobytes().ljust(256, b"\0")  # ids of the first 256
     digest = hashlib.sha256(MARK[unit])
     try:
         with (temporary / "ids.bin").open("wb") as file:
-            for _, chunk in read_all(files, unit, "encoding"):
-                codes = code_points(chunk, unit)
-                digest.update(chunk)
+            for _, (utf8, codes, _) in read_all(files, unit, "encoding"):
+                digest.update(utf8)
+                if codes.dtype == np.uint8 and dtype == np.uint8:
+                    file.write(codes.tobytes().translate(of_byte))
+                    continue
                 if len(codes) and codes.max() >= len(table):
                     break  # a new character: the file changed, as the digest will tell
-                file.write(table[codes].tobytes())
+                file.write(table[codes])
             file.flush()
             os.fsync(file.fileno())
         if digest.hexdigest() != fingerprint:

@@ -5,9 +5,11 @@ import torch
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from lightning_app.checkpoints import SECTION
 from lightning_app.data import Batch
+from lightning_app.errors import UserError
 from lightning_app.generation import GenerateOptions, complete
 from lightning_app.gpt import GPT, GPTConfig, loss_per_character
 from lightning_app.metrics import CharacterLoss, figures
@@ -75,9 +77,21 @@ class CharGPT(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """A file whose weights are the average keeps the raw ones, which training goes on from."""
-        checkpoint["state_dict"] = checkpoint[SECTION].get("raw", checkpoint["state_dict"])
+        if "raw" not in checkpoint[SECTION]:
+            return
+        if self.device_mesh is not None:  # the strategy has read the average already
+            raise UserError("best.ckpt holds averaged weights; sharded, resume from last.ckpt")
+        checkpoint["state_dict"] = checkpoint[SECTION]["raw"]
 
     # Training
+
+    def configure_model(self) -> None:
+        """ModelParallelStrategy: each process keeps its share of every block (FSDP2)."""
+        if self.device_mesh is None or isinstance(self.gpt, FSDPModule):
+            return
+        mesh = self.device_mesh["data_parallel"]
+        for part in (*self.gpt.blocks, self.gpt):
+            fully_shard(part, mesh=mesh, reshard_after_forward=True)
 
     def setup(self, stage: str) -> None:
         if self.compile_network and stage == "fit":

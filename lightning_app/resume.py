@@ -102,9 +102,10 @@ def check(state: dict[str, Any], gpt: GPT, optim: OptimOptions) -> None:
         raise ValueError("its best loss is no loss")
     (optimizer,) = state["optimizer_states"]
     parameters = [p for group in parameter_groups(gpt, optim) for p in group["params"]]
-    if sorted(optimizer["state"]) != list(range(len(parameters))):
+    ids = [i for group in optimizer["param_groups"] for i in group["params"]]  # sharded: reordered
+    if not sorted(ids) == sorted(optimizer["state"]) == list(range(len(parameters))):
         raise ValueError("its optimizer has other parameters")
-    for i, p in enumerate(parameters):
+    for i, p in zip(ids, parameters, strict=True):
         moments = optimizer["state"][i]
         if not moments or any(m.shape not in ((), p.shape) for m in moments.values()):
             raise ValueError("its optimizer has other shapes")

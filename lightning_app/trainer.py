@@ -4,6 +4,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_app.errors import UserError
@@ -15,6 +16,21 @@ SCORING = {
     "enable_model_summary": False,
     "use_distributed_sampler": False,  # batches know their process themselves
 }
+
+
+class Sharded(ModelParallelStrategy):
+    """--trainer.strategy sharded: every process reads its own windows and keeps its share of the
+    network (FSDP2), on a CPU too; checkpoints are one file, as everywhere."""
+
+    def __init__(self, **kwargs) -> None:
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False, **kwargs)
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+
+StrategyRegistry.register("sharded", Sharded)
 
 
 def check_flags(trainer: Namespace) -> None:

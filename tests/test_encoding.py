@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from lightning_app import encoding
-from lightning_app.encoding import EncodedText, encode, read_chunks
+from lightning_app.encoding import EncodedText, encode, read_characters
 from lightning_app.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -73,9 +73,9 @@ def test_pieces_of_files_of_all_lengths_join_to_the_text(tmp_path, monkeypatch, 
     for text in ("abcdefghij", "é天😀" * 3, "\r\n" * 6, "a\r\né\r\n\r天\r\r\n😀"):
         for length in range(1, len(text) + 1):
             file = written(tmp_path / "a.txt", text[:length])
-            pieces = list(read_chunks(file))
-            assert "".join(piece.decode() for piece, _ in pieces) == plain(file)
-            assert sum(read for _, read in pieces) == file.stat().st_size
+            pieces = list(read_characters(file))
+            assert "".join(piece.utf8.decode() for piece in pieces) == plain(file)
+            assert sum(piece.read for piece in pieces) == file.stat().st_size
 
 
 @pytest.mark.parametrize("position", range(9))

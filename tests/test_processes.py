@@ -25,6 +25,7 @@ EXACT = [
     *("--trainer.max_steps", "50", "--trainer.log_every_n_steps", "1"),
     *("--trainer.val_check_interval", "25", "--trainer.gradient_clip_val", "1"),
 ]
+SHARDED = ["--trainer.strategy", "sharded", "--optim.average_decay", "0.9"]
 TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.batch_size", "4"]
 
 
@@ -58,6 +59,7 @@ def runs(tmp_path_factory) -> tuple[Path, dict[str, str]]:
     said = {
         "two": fit(folder, "two", *TWO),
         "torchrun": fit(folder, "torchrun", *TWO, launcher=torchrun),
+        "sharded": fit(folder, "sharded", *TWO, *SHARDED),
     }
     return folder, said
 
@@ -68,7 +70,7 @@ def curve(folder: Path, run: str, tag: str) -> list[tuple[int, float]]:
     return [(x.step, x.value) for x in board.Scalars(tag)]
 
 
-@pytest.mark.parametrize("run", ["two", "torchrun"])
+@pytest.mark.parametrize("run", ["two", "torchrun", "sharded"])
 def test_two_processes_at_half_the_batch_follow_one(runs, run):
     folder, _ = runs
     one, other = (curve(folder, name, "train/loss") for name in ("one", run))
@@ -95,6 +97,16 @@ def test_a_run_of_two_processes_is_used_and_goes_on_with_one(runs, main, monkeyp
     assert done.code == 0
     assert "resuming torchrun at step 50 of 60" in done.err
     assert "not bit-exact: processes: 2 -> 1" in done.err
+
+
+def test_a_sharded_run_is_saved_whole_goes_on_and_is_used_by_one_process(runs, main, monkeypatch):
+    folder, _ = runs
+    monkeypatch.chdir(folder)
+    fit(folder, "sharded", *TWO, *SHARDED, "--trainer.max_steps", "60")
+    assert curve(folder, "sharded", "train/loss")[-1][0] == 60
+    done = main("predict", "--run", "sharded", "--prompt", "ROMEO:")
+    assert done.out.startswith("ROMEO:")
+    assert main("validate", "--run", "sharded", "--yardsticks", "false").code == 0
 
 
 def test_muon_takes_the_same_first_step(runs):
