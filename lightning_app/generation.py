@@ -176,6 +176,15 @@ class CachedLogits:
         self.cache.length[rows] = torch.tensor([len(w) for w in windows])
 
 
+def occurring(prompts: Sequence[Sequence[int]], vocab_size: int) -> np.ndarray:
+    """(B, V), True for the characters in each prompt."""
+    seen = np.zeros((len(prompts), vocab_size), dtype=bool)
+    for row, prompt in zip(seen, prompts, strict=True):
+        row[list(prompt)] = True
+    return seen
+
+
+@torch.no_grad()
 def compiled_rows(
     gpt: GPT,
     prompts: Sequence[Sequence[int]],
@@ -189,9 +198,7 @@ def compiled_rows(
     engine = Engine(gpt, len(prompts), weights)
     histories = [History(prompt, block_size) for prompt in prompts]
     empty = [i for i, prompt in enumerate(prompts) if not prompt]
-    seen = np.zeros((len(prompts), gpt.config.vocab_size), dtype=bool)
-    for row, prompt in zip(seen, prompts, strict=True):
-        row[list(prompt)] = True
+    seen = occurring(prompts, gpt.config.vocab_size)
     how = choice(options)
     notice = Timer(PATIENCE, lambda: print(PREPARING, file=sys.stderr))
     notice.daemon = True
@@ -229,31 +236,37 @@ def first_ids(unigram: np.ndarray | None, uniform: np.ndarray) -> np.ndarray:
     return draw(np.tile(unigram, (len(uniform), 1)), uniform)
 
 
-@torch.no_grad()
 def generate(
     gpt: GPT,
     prompts: Sequence[Sequence[int]],
     streams: Sequence[np.random.Generator],
     options: GenerateOptions,
     unigram: np.ndarray | None = None,
-    next_logits: Callable[[GPT, Sequence[History]], np.ndarray] | None = None,
     weights: Weights = "float32",
-) -> Iterator[Sequence[int]]:
+) -> Iterator[np.ndarray]:
     """Yield the next id of every row, (B,), again and again; stop asking to stop.
 
     A row without a prompt starts with a draw from `unigram` (V,). Rows go on together, whatever
-    their lengths. On a CPU the compiled engine writes, unless `next_logits` says how to find
-    logits. Call with the network in evaluation mode.
+    their lengths. Call with the network in evaluation mode.
     """
     like = gpt.embedding.weight
-    on_cpu = like.device.type == "cpu" and like.dtype == torch.float32
-    if next_logits is None and on_cpu:
-        yield from compiled_rows(gpt, prompts, streams, options, unigram, weights)
-    next_logits = next_logits or CachedLogits()
+    if like.device.type == "cpu" and like.dtype == torch.float32:
+        return compiled_rows(gpt, prompts, streams, options, unigram, weights)
+    return plain_rows(gpt, prompts, streams, options, unigram, CachedLogits())
+
+
+@torch.no_grad()
+def plain_rows(
+    gpt: GPT,
+    prompts: Sequence[Sequence[int]],
+    streams: Sequence[np.random.Generator],
+    options: GenerateOptions,
+    unigram: np.ndarray | None,
+    next_logits: Callable[[GPT, Sequence[History]], np.ndarray],
+) -> Iterator[np.ndarray]:
+    """The next id of every row, (B,), again and again, from logits (B, V) by `next_logits`."""
     histories = [History(p, gpt.config.block_size) for p in prompts]
-    seen = np.zeros((len(prompts), gpt.config.vocab_size), dtype=bool)
-    for row, p in zip(seen, prompts, strict=True):
-        row[list(p)] = True
+    seen = occurring(prompts, gpt.config.vocab_size)
     while True:
         uniform = np.array([s.random() for s in streams])
         empty = [i for i, h in enumerate(histories) if h.n == 0]

@@ -13,6 +13,7 @@ from lightning_app.generation import (
     compiled_rows,
     complete,
     generate,
+    plain_rows,
     stream,
     uncached_logits,
 )
@@ -95,7 +96,7 @@ def test_bfloat16_is_read_and_rounded_as_pytorch_does():
 def test_greedy_text_is_the_references_over_many_windows(block_size, prompts):
     gpt, o = network(block_size), options(sampling="argmax")
     streams = [stream(1, i, 0) for i in range(len(prompts))]
-    reference = generate(gpt, prompts, streams, o, next_logits=uncached_logits)
+    reference = plain_rows(gpt, prompts, streams, o, None, uncached_logits)
     expected = np.stack(list(islice(reference, 60)))
     assert np.array_equal(list(islice(compiled_rows(gpt, prompts, streams, o), 60)), expected)
 
@@ -114,14 +115,13 @@ def test_greedy_text_is_the_references_over_many_windows(block_size, prompts):
 def test_sampled_text_is_the_references_however_characters_are_chosen(given, prompts):
     gpt, o = network(block_size=12), options(**given)
 
-    def written(next_logits) -> np.ndarray:
+    def written(rows, *engine) -> np.ndarray:
         streams = [stream(4, i, 0) for i in range(len(prompts))]
-        steps = generate(gpt, prompts, streams, o, UNIGRAM, next_logits)
-        return np.stack(list(islice(steps, 80)))
+        return np.stack(list(islice(rows(gpt, prompts, streams, o, UNIGRAM, *engine), 80)))
 
-    reference = written(uncached_logits)
-    assert np.array_equal(written(None), reference)
-    assert np.array_equal(written(CachedLogits()), reference)
+    reference = written(plain_rows, uncached_logits)
+    assert np.array_equal(written(generate), reference)
+    assert np.array_equal(written(plain_rows, CachedLogits()), reference)
 
 
 def test_a_text_does_not_depend_on_what_is_written_beside_it():

@@ -15,6 +15,7 @@ from lightning_app.generation import (
     distribution,
     draw,
     generate,
+    plain_rows,
     stream,
     uncached_logits,
     window_length,
@@ -232,7 +233,7 @@ def run(gpt, prompts, steps, engine, o, seed=3):
         return logits[-1].copy()
 
     streams = [stream(seed, i, 0) for i in range(len(prompts))]
-    ids = islice(generate(gpt, prompts, streams, o, UNIGRAM, watched), steps)
+    ids = islice(plain_rows(gpt, prompts, streams, o, UNIGRAM, watched), steps)
     return np.stack(list(ids)), logits
 
 
