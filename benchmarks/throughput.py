@@ -4,7 +4,8 @@
 
 FOLDER is a checkout of github.com/karpathy/nanoGPT, FILE any text of a megabyte. nanoGPT's train.py
 runs as it is (on a CPU: fp32, compiled), and with bf16 autocast, compiled and not. Ours is `fit`
-with its defaults: bf16, compiled, Muon. All with optimizer step, gradient clipping and log.
+with its defaults, bf16, compiled, Muon, and with nanoGPT's optimizer, AdamW. All with optimizer
+step, gradient clipping and log.
 """
 
 import argparse
@@ -66,11 +67,16 @@ def nanogpt_speed(folder: Path, script: str, shape: dict, compile: bool) -> floa
     return shape["batch_size"] * shape["block_size"] / step
 
 
-def our_speed(text: Path, shape: dict, folder: Path) -> float:
+def our_speed(text: Path, shape: dict, folder: Path, optimizer: str) -> float:
     flags = {f"model.{k}": shape[k] for k in ("n_layer", "n_head", "n_embd", "mlp_size")}
     flags |= {f"data.{k}": shape[k] for k in ("block_size", "batch_size")}
     flags |= {"data.corpus": text, "data.splits": "[0.9,0.1]", "data.data_dir": folder / "data"}
-    flags |= {"schedule.windows": "[[0,1]]", "compile": "true", "fresh": "true"}
+    flags |= {
+        "optim.name": optimizer,
+        "schedule.windows": "[[0,1]]",
+        "compile": "true",
+        "fresh": "true",
+    }
     flags |= {f"trainer.{k}": shape["steps"] for k in ("max_steps", "val_check_interval")}
     flags |= {"trainer.limit_val_batches": 1, "run": "throughput"}
     flags |= {"trainer.log_every_n_steps": shape["steps"] // 6}
@@ -88,14 +94,17 @@ def main() -> None:
     parser.add_argument("--nanogpt", type=Path, required=True)
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     args = parser.parse_args()
     text = args.text.resolve()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         prepare(args.nanogpt, text.read_text(encoding="utf-8"), folder)
-        for name, shape in SHAPES.items():
+        for name in args.shapes:
+            shape = SHAPES[name]
             runs = {
-                "ours": lambda s=shape: our_speed(text, s, folder),
+                "ours": lambda s=shape: our_speed(text, s, folder, "muon"),
+                "ours, AdamW": lambda s=shape: our_speed(text, s, folder, "adamw"),
                 "nanoGPT as it is": lambda s=shape: nanogpt_speed(folder, "train.py", s, True),
                 "bf16, compiled": lambda s=shape: nanogpt_speed(folder, "train_bf16.py", s, True),
                 "bf16, eager": lambda s=shape: nanogpt_speed(folder, "train_bf16.py", s, False),
