@@ -38,7 +38,7 @@ def score(gpt: GPT, batches: Collection[Batch], options: DynamicOptions) -> Char
     weights = list(gpt.parameters())
     trained = [w.detach().clone() for w in weights]
     squares = [torch.zeros_like(w) for w in weights]
-    bar = tqdm(batches, desc="reading", unit="step", delay=2, leave=False)
+    bar = tqdm(batches, desc="reading", unit="step", delay=2, leave=False, disable=None)
     for step, (idx, targets) in enumerate(bar, 1):
         losses = loss_per_character(gpt(idx), targets)
         metric.update(losses, targets.flatten())

@@ -106,7 +106,9 @@ def read_all(files: Sequence[Path], unit: Unit, doing: str) -> Iterator[tuple[in
     """(file number, piece) over all files, with the newline that joins them; a bar after 2 s."""
     newline = Piece(b"\n", np.frombuffer(b"\n", dtype=np.uint8), 0)
     total = sum(file.stat().st_size for file in files)
-    with tqdm(total=total, desc=doing, unit="B", unit_scale=True, delay=2, leave=False) as bar:
+    with tqdm(
+        total=total, desc=doing, unit="B", unit_scale=True, delay=2, leave=False, disable=None
+    ) as bar:
         for number, file in enumerate(files):
             if number:
                 yield number - 1, newline

@@ -165,7 +165,7 @@ def find_repetitions(divided: Divided) -> tuple[Repetition, ...]:
     """Passages of each held-out split that also stand in a split before it."""
     text, found = divided.text, []
     pairs = [(of, within) for of, within in (("val", "train"), ("test", "train"), ("test", "val"))]
-    for of, within in tqdm(pairs, desc="comparing splits", delay=2, leave=False):
+    for of, within in tqdm(pairs, desc="comparing splits", delay=2, leave=False, disable=None):
         first = divided.bounds[of][0]
         held, other = divided.ids(of)[:HELD_OUT_LIMIT], divided.ids(within)
         if len(held) < PASSAGE or len(other) < PASSAGE:

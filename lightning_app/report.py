@@ -42,7 +42,9 @@ class Scores:
 @torch.no_grad()
 def collect(gpt: torch.nn.Module, batches: Collection[Batch]) -> Scores:
     columns: list[tuple[torch.Tensor, ...]] = []
-    for idx, targets in tqdm(batches, desc="reading", unit="batch", delay=2, leave=False):
+    for idx, targets in tqdm(
+        batches, desc="reading", unit="batch", delay=2, leave=False, disable=None
+    ):
         log_p = gpt(idx).float().log_softmax(-1)
         scored = targets >= 0
         losses = -log_p.gather(-1, targets.clamp(min=0)[..., None])[..., 0]

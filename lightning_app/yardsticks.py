@@ -160,7 +160,7 @@ def measure(
         lambda: compressor("xz", xz),
         lambda: compressor("PPMd, order 6", ppmd),
     ]
-    for job in tqdm(jobs, desc="yardsticks", delay=2, leave=False):
+    for job in tqdm(jobs, desc="yardsticks", delay=2, leave=False, disable=None):
         job()
     figures.sort(key=lambda y: math.inf if y.nats is None else y.nats)
     return Yardsticks(len(before), n, tuple(figures))
