@@ -10,6 +10,7 @@ bf16, compiled kernels, a running average of the weights and a schedule of windo
 """
 
 import argparse
+import contextlib
 import os
 import random
 import shutil
@@ -153,10 +154,10 @@ def damage(whole: Path, scratch: Path, rng) -> None:
 
 
 def full_disk(whole: Path, scratch: Path) -> None:
-    """A disk of a few megabytes that fills while saving; needs the right to mount one."""
+    """A disk of sixteen megabytes that fills while saving; needs the right to mount one."""
     disk = scratch / "run"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)]
     if subprocess.run(mount, capture_output=True).returncode:
         print("disk not filled: mounting a small one is not allowed here")
         return
@@ -167,13 +168,9 @@ def full_disk(whole: Path, scratch: Path) -> None:
         while not last.exists() and process.poll() is None:
             time.sleep(0.01)
         filler = disk / "filler"
-        with filler.open("wb") as file:
-            try:
-                while True:
-                    file.write(bytes(1 << 12))
-                    file.flush()
-            except OSError:
-                pass
+        with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(1 << 12))
         said = process.communicate()[1]
         line = said.strip().split("\n")[-1]
         assert process.returncode == 2, said
