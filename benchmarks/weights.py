@@ -17,8 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from lightning_app import checkpoints  # noqa: E402
-from lightning_app.decoding import Engine, next_logits  # noqa: E402
+from lightning_app.decoding import Engine  # noqa: E402
 from lightning_app.gpt import GPT  # noqa: E402
+from lightning_app.kernels import next_logits  # noqa: E402
 from lightning_app.splits import divide  # noqa: E402
 
 

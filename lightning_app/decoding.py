@@ -9,58 +9,26 @@ The weights are float32; bfloat16, half the bytes; or int8 with a scale for each
 reference is `generation.uncached_logits`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import numba
 import numpy as np
 import torch
-from numba import prange, types
-from numba.extending import overload
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_app.gpt import GPT, NORM_EPS, KVCache
-from lightning_app.sampling import compiled, draw_one, fill_distribution
+from lightning_app.gpt import GPT, KVCache
+from lightning_app.kernels import (
+    activate_rows,
+    add_rows,
+    attend_rows,
+    choose_rows,
+    normalize_rows,
+    write_row,
+)
 
 Weights = Literal["float32", "bfloat16", "int8"]
-EPSILON = np.float32(NORM_EPS)
-ONE = np.float32(1)
-EDGE = np.float32(80)  # e^-80 counts as nothing
-
-# bfloat16 is a float32's upper half. NumPy and numba do not know it: it is uint16 here.
-
-
-def widen(x):
-    """x as float32; uint16 means bfloat16."""
-
-
-@overload(widen, inline="always")
-def _(x):
-    if x == types.uint16:
-        return lambda x: np.uint32(np.uint32(x) << np.uint32(16)).view(np.float32)
-    return lambda x: np.float32(x)
-
-
-def put(array, i, x):
-    """array[i] = x, rounded to the nearest bfloat16 where the array holds uint16."""
-
-
-@overload(put, inline="always")
-def _(array, i, x):
-    if array.dtype != types.uint16:
-
-        def plain(array, i, x):
-            array[i] = x
-
-        return plain
-
-    def rounded(array, i, x):
-        bits = np.float32(x).view(np.uint32)
-        half = np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))  # ties to even
-        array[i] = np.uint16(np.uint32(bits + half) >> np.uint32(16))
-
-    return rounded
 
 
 class Packed(NamedTuple):
@@ -124,252 +92,7 @@ def as_array(x: Tensor) -> NDArray:
     return (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
 
 
-# What one row of numbers goes through.
-
-
-@compiled(fastmath=True)
-def normalize(x, y):
-    """y = x / RMS(x); gains are in the following matrix."""
-    squares = np.float32(0)
-    for j in range(x.shape[0]):
-        squares += x[j] * x[j]
-    factor = ONE / np.sqrt(squares / np.float32(x.shape[0]) + EPSILON)
-    for j in range(x.shape[0]):
-        put(y, j, x[j] * factor)
-
-
-@compiled(fastmath=True)
-def rotate(x, gain, cos, sin):
-    """Normalise one head's query or key, in place, and turn it to its position."""
-    normalize(x, x)
-    half = x.shape[0] // 2
-    for j in range(half):
-        a, b = x[j] * gain[j], x[j + half] * gain[j + half]
-        x[j] = a * cos[j] - b * sin[j]
-        x[j + half] = b * cos[j] + a * sin[j]
-
-
-@compiled()
-def exponential(x):
-    """e^x to 5e-7, for x from -87 to 88; unlike np.exp, loops over it use vector instructions."""
-    n = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
-    r = (x - n * np.float32(0.693359375)) - n * np.float32(-2.12194440e-4)  # x - n ln 2, in two
-    p = np.float32(1 / 720)
-    for coefficient in (1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0):
-        p = p * r + np.float32(coefficient)
-    return p * np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
-
-
-@compiled(fastmath=True)
-def silu(x):
-    return x / (ONE + exponential(min(max(-x, -EDGE), EDGE)))
-
-
-@compiled(fastmath=True)
-def attend(q, keys, values, position, scores, out):
-    """One head: q and out (head_dim,), keys and values (block_size, head_dim)."""
-    size, n = q.shape[0], position + 1
-    factor = np.float32(size) ** np.float32(-0.5)
-    highest = -np.float32(3e38)  # fastmath knows no infinity
-    for t in range(n):
-        total = np.float32(0)
-        for j in range(size):
-            total += q[j] * widen(keys[t, j])
-        scores[t] = total * factor
-        highest = max(highest, scores[t])
-    total = np.float32(0)
-    for t in range(n):
-        scores[t] = exponential(max(scores[t] - highest, -EDGE))
-        total += scores[t]
-    for t in range(n):
-        scores[t] /= total
-    out[:] = 0
-    whole = n - n % 4  # four at a time: `out` is read and written a quarter as often
-    for t in range(0, whole, 4):
-        a, b, c, d = scores[t], scores[t + 1], scores[t + 2], scores[t + 3]
-        for j in range(size):
-            first = a * widen(values[t, j]) + b * widen(values[t + 1, j])
-            out[j] += first + c * widen(values[t + 2, j]) + d * widen(values[t + 3, j])
-    for t in range(whole, n):
-        for j in range(size):
-            out[j] += scores[t] * widen(values[t, j])
-
-
-@compiled(fastmath=True)
-def add(x, branch, scale):
-    for j in range(x.shape[0]):
-        x[j] += widen(branch[j]) * scale[j]
-
-
-@compiled(fastmath=True)
-def activate(gate, up, gate_scale, up_scale, out):
-    """out = silu(gate) * up."""
-    for j in range(out.shape[0]):
-        put(out, j, silu(widen(gate[j]) * gate_scale[j]) * widen(up[j]) * up_scale[j])
-
-
-# One text.
-
-
-@compiled(fastmath=True, parallel=True)
-def multiply(matrix, scale, x, y, threads):
-    """y = scale * (matrix @ x), rows shared among the threads."""
-    rows = matrix.shape[0]
-    for thread in prange(threads):
-        for i in range(thread * rows // threads, (thread + 1) * rows // threads):
-            total = np.float32(0)
-            for j in range(x.shape[0]):
-                total += widen(matrix[i, j]) * x[j]
-            y[i] = total * scale[i]
-
-
-@compiled(fastmath=True, parallel=True)
-def attend_heads(q, keys, values, position, scores, out, threads):
-    """q and out (H, head_dim), keys and values (KV, block_size, head_dim): heads shared among the
-    threads."""
-    heads = q.shape[0]
-    shared = heads // keys.shape[0]
-    for thread in prange(threads):
-        for i in range(thread * heads // threads, (thread + 1) * heads // threads):
-            attend(q[i], keys[i // shared], values[i // shared], position, scores[i], out[i])
-
-
-@compiled(fastmath=True)
-def next_logits(token, position, w, keys, values, logits, threads):
-    """Read `token` at `position` into the cache; logits (V,) of what follows it."""
-    layers, width = w.qkv.shape[0], w.qkv.shape[2]
-    kv_heads, size = keys.shape[1], keys.shape[3]
-    heads = width // size
-    hidden = w.down.shape[2]
-    x = w.embedding[token].copy()
-    h = np.empty(width, dtype=np.float32)
-    projected = np.empty(w.qkv.shape[1], dtype=np.float32)
-    q = projected[:width].reshape(heads, size)
-    k = projected[width : width + kv_heads * size].reshape(kv_heads, size)
-    v = projected[width + kv_heads * size :].reshape(kv_heads, size)
-    scores = np.empty((heads, keys.shape[2]), dtype=np.float32)
-    mixed = np.empty(width, dtype=np.float32)
-    branch = np.empty(2 * hidden, dtype=np.float32)
-    for layer in range(layers):
-        normalize(x, h)
-        multiply(w.qkv[layer], w.qkv_scale[layer], h, projected, threads)
-        for i in range(heads):
-            rotate(q[i], w.q_gain[layer], w.cos[position], w.sin[position])
-        for i in range(kv_heads):
-            rotate(k[i], w.k_gain[layer], w.cos[position], w.sin[position])
-            keys[layer, i, position] = k[i]
-            values[layer, i, position] = v[i]
-        out = mixed.reshape(heads, size)
-        attend_heads(q, keys[layer], values[layer], position, scores, out, threads)
-        multiply(w.o[layer], w.o_scale[layer], mixed, h, threads)
-        for j in range(width):
-            x[j] += h[j]
-        normalize(x, h)
-        multiply(w.gate_up[layer], w.gate_up_scale[layer], h, branch, threads)
-        for j in range(hidden):
-            branch[j] = silu(branch[j]) * branch[hidden + j]
-        multiply(w.down[layer], w.down_scale[layer], branch[:hidden], h, threads)
-        for j in range(width):
-            x[j] += h[j]
-    normalize(x, h)
-    multiply(w.head, w.head_scale, h, logits, threads)
-
-
-@compiled()
-def write_row(token, position, uniform, seen, choice, w, keys, values, ids, threads):
-    """As many characters as `uniform` has numbers into `ids`, after `token` at `position`.
-
-    choice is (kind, limit, temperature, penalty) of `fill_distribution`.
-    """
-    kind, limit, temperature, penalty = choice
-    size = w.embedding.shape[0]
-    logits = np.empty(size, dtype=np.float32)
-    p = np.empty(size, dtype=np.float64)
-    for i in range(len(uniform)):
-        next_logits(token, position + i, w, keys, values, logits, threads)
-        fill_distribution(logits, seen, kind, limit, temperature, penalty, p)
-        token = draw_one(p, uniform[i])
-        seen[token] = True
-        ids[i] = token
-
-
-# Several texts: what stands between the products, rows shared among the threads.
-
-
-@compiled(fastmath=True, parallel=True)
-def normalize_rows(x, h, threads):
-    rows = x.shape[0]
-    for thread in prange(threads):
-        for i in range(thread * rows // threads, (thread + 1) * rows // threads):
-            normalize(x[i], h[i])
-
-
-@compiled(fastmath=True, parallel=True)
-def attend_rows(projected, scale, q_gain, k_gain, cos, sin, positions, keys, values, out, threads):
-    """projected (B, D + 2 KV), keys and values (B, KV, block_size, head_dim), out (B, D)."""
-    rows, width = out.shape
-    kv_heads, length, size = keys.shape[1:]
-    shared = width // size // kv_heads
-    for thread in prange(threads):
-        scores = np.empty(length, dtype=np.float32)
-        q = np.empty(size, dtype=np.float32)
-        k = np.empty(size, dtype=np.float32)
-        mixed = np.empty(size, dtype=np.float32)
-        first, last = thread * rows // threads, (thread + 1) * rows // threads
-        for row in range(first, last):
-            position = positions[row]
-            for head in range(kv_heads):
-                at_k = width + head * size
-                at_v = at_k + kv_heads * size
-                for j in range(size):
-                    k[j] = widen(projected[row, at_k + j]) * scale[at_k + j]
-                rotate(k, k_gain, cos[position], sin[position])
-                for j in range(size):
-                    put(keys[row, head, position], j, k[j])
-                    v = widen(projected[row, at_v + j]) * scale[at_v + j]
-                    put(values[row, head, position], j, v)
-                for member in range(head * shared, (head + 1) * shared):
-                    at = member * size
-                    for j in range(size):
-                        q[j] = widen(projected[row, at + j]) * scale[at + j]
-                    rotate(q, q_gain, cos[position], sin[position])
-                    attend(q, keys[row, head], values[row, head], position, scores, mixed)
-                    for j in range(size):
-                        put(out[row], at + j, mixed[j])
-
-
-@compiled(fastmath=True, parallel=True)
-def add_rows(x, branch, scale, h, threads):
-    """Add a branch's output to x (B, D) float32; h is the new x, normalised."""
-    rows = x.shape[0]
-    for thread in prange(threads):
-        for row in range(thread * rows // threads, (thread + 1) * rows // threads):
-            add(x[row], branch[row], scale)
-            normalize(x[row], h[row])
-
-
-@compiled(fastmath=True, parallel=True)
-def activate_rows(gate_up, scale, activated, threads):
-    rows, hidden = activated.shape
-    for thread in prange(threads):
-        for row in range(thread * rows // threads, (thread + 1) * rows // threads):
-            gate, up = gate_up[row, :hidden], gate_up[row, hidden:]
-            activate(gate, up, scale[:hidden], scale[hidden:], activated[row])
-
-
-@compiled(parallel=True)
-def choose_rows(logits, uniform, seen, choice, ids, threads):
-    kind, limit, temperature, penalty = choice
-    rows, size = logits.shape
-    for thread in prange(threads):
-        p = np.empty(size, dtype=np.float64)
-        for row in range(thread * rows // threads, (thread + 1) * rows // threads):
-            fill_distribution(logits[row], seen[row], kind, limit, temperature, penalty, p)
-            ids[row] = draw_one(p, uniform[row])
-            seen[row, ids[row]] = True
-
-
-def product(matrix: Tensor, rows: int):
+def product(matrix: Tensor, rows: int) -> Callable[[Tensor], Tensor]:
     """x (rows, columns) -> x @ matrix.mT; oneDNN's with the matrix laid out beforehand, which is
     1.2 to 2 times as fast."""
     knows = torch.backends.mkldnn.is_available()
@@ -398,7 +121,6 @@ class Engine:
         self.packed = pack(gpt, weights)
         self.dtype = torch.float32 if weights == "float32" or rows == 1 else torch.bfloat16
         shape = (c.n_layer, rows, c.n_kv_head, c.block_size, c.head_dim)
-        # NumPy asks for huge pages, which PyTorch does not: attention reads all of it each time
         size = np.float32 if self.dtype == torch.float32 else np.uint16
         self.keys, self.values = np.zeros(shape, dtype=size), np.zeros(shape, dtype=size)
         self.length = np.zeros(rows, dtype=np.int64)  # characters in the cache
@@ -412,7 +134,7 @@ class Engine:
             ]
             self.head = product(torch.from_numpy(w.head), rows)
 
-    def product(self, matrix: NDArray):
+    def product(self, matrix: NDArray) -> Callable[[Tensor], Tensor]:
         w = torch.from_numpy(matrix)
         w = w.view(torch.bfloat16) if w.dtype == torch.uint16 else w.to(self.dtype)
         return product(w, self.rows)

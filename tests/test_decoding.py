@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_generation import TOKENIZER, UNIGRAM, V, network, options
 
-from lightning_app.decoding import Engine, as_array, next_logits, put, widen
+from lightning_app.decoding import Engine, as_array
 from lightning_app.generation import (
     CachedLogits,
     compiled_rows,
@@ -18,6 +18,7 @@ from lightning_app.generation import (
     uncached_logits,
 )
 from lightning_app.gpt import GPT
+from lightning_app.kernels import next_logits, put, widen
 from lightning_app.sampling import compiled
 
 KINDS = {
