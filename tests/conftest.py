@@ -72,6 +72,11 @@ def scalars(folder: Path, run: str) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(e.step, e.value) for e in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files are shared between two workers, in this order: the longest first."""
+    items.sort(key=lambda item: item.path.stem not in ("test_processes", "test_cli"))
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A working folder with text.txt and tiny.yaml in it."""

@@ -300,7 +300,6 @@ def test_there_are_many_of_them():
     assert len(HOSTILE) >= 40
 
 
-@pytest.mark.xdist_group("hostile")
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_file_is_refused_in_a_line_that_names_it(told, name):
     line, grown, seconds = told[name]

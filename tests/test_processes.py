@@ -15,10 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lightning_app import cli
 
-pytestmark = [
-    pytest.mark.skipif(os.name != "posix", reason="gloo through Lightning's launcher"),
-    pytest.mark.xdist_group("processes"),
-]
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="gloo through Lightning's launcher")
 
 EXACT = [
     *("--optim.name", "adamw", "--trainer.precision", "32-true", "--trainer.accelerator", "cpu"),
