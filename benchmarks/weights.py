@@ -37,9 +37,8 @@ def one(gpt: GPT, ids: np.ndarray, weights: str) -> np.ndarray:
         logits = np.empty((len(row) - 1, gpt.config.vocab_size), dtype=np.float32)
         for position, token in enumerate(row[:-1]):
             next_logits(
-                token, position, engine.packed, engine.keys[:, 0], engine.values[:, 0],
-                logits[position], engine.threads,
-            )  # fmt: skip
+                token, position, engine.packed, engine.cache, logits[position], engine.threads
+            )
         rows.append(logits)
     return losses(np.stack(rows), ids)
 

@@ -52,12 +52,20 @@ class Packed(NamedTuple):
     sin: NDArray
 
 
+class Cache(NamedTuple):
+    """Keys and values of the characters read: float32, bfloat16, or int8 times a scale each."""
+
+    keys: NDArray  # (L, B, KV, block_size, head_dim)
+    values: NDArray
+    key_scale: NDArray  # (L, B, KV, block_size) float32, 1 but for int8
+    value_scale: NDArray
+
+
 def pack(gpt: GPT, weights: Weights = "float32") -> Packed:
     def stack(matrices: list[Tensor]) -> tuple[NDArray, NDArray]:
         w = torch.stack(matrices).float()  # (L, rows, columns)
         if weights == "int8":
-            scale = w.abs().amax(dim=2).clamp(min=1e-12) / 127
-            return (w / scale[..., None]).round().to(torch.int8).numpy(), scale.numpy()
+            return quantize(w)
         ones = np.ones(w.shape[:2], dtype=np.float32)
         return as_array(w.bfloat16() if weights == "bfloat16" else w), ones
 
@@ -86,6 +94,12 @@ def pack(gpt: GPT, weights: Weights = "float32") -> Packed:
         )
 
 
+def quantize(x: Tensor) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """x as whole numbers of -127..127 times a scale for each of its last dimension's vectors."""
+    scale = x.abs().amax(dim=-1).clamp(min=1e-12) / 127
+    return (x / scale[..., None]).round().to(torch.int8).numpy(), scale.numpy()
+
+
 def as_array(x: Tensor) -> NDArray:
     """The same memory for NumPy, where it is contiguous; bfloat16 as uint16."""
     x = x.detach().contiguous()
@@ -111,8 +125,8 @@ class Engine:
         gpt: The network, float32, which is not changed.
         rows: B.
         weights: float32 gives the network's own text. With bfloat16 and int8 several texts go
-            through bfloat16 products and keep keys and values in it; one text stays in float32 but
-            for the weights.
+            through bfloat16 products and keep keys and values in as few bytes as weights; one text
+            stays in float32 but for the weights.
     """
 
     def __init__(self, gpt: GPT, rows: int, weights: Weights = "float32") -> None:
@@ -121,8 +135,13 @@ class Engine:
         self.packed = pack(gpt, weights)
         self.dtype = torch.float32 if weights == "float32" or rows == 1 else torch.bfloat16
         shape = (c.n_layer, rows, c.n_kv_head, c.block_size, c.head_dim)
-        size = np.float32 if self.dtype == torch.float32 else np.uint16
-        self.keys, self.values = np.zeros(shape, dtype=size), np.zeros(shape, dtype=size)
+        kept = np.float32 if self.dtype == torch.float32 else np.uint16
+        if weights == "int8" and rows > 1:
+            kept = np.int8
+        self.cache = Cache(
+            *(np.zeros(shape, dtype=kept) for _ in "kv"),
+            *(np.ones(shape[:-1], dtype=np.float32) for _ in "kv"),
+        )
         self.length = np.zeros(rows, dtype=np.int64)  # characters in the cache
         self.threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
         numba.set_num_threads(self.threads)
@@ -152,8 +171,16 @@ class Engine:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             self.gpt.forward(torch.tensor(padded), part)
         which = [distinct[tuple(w)] for w in windows]
-        self.keys[:, rows] = as_array(part.keys[:, which].to(self.dtype))
-        self.values[:, rows] = as_array(part.values[:, which].to(self.dtype))
+        cache = self.cache
+        for x, kept, scale in (
+            (part.keys[:, which], cache.keys, cache.key_scale),
+            (part.values[:, which], cache.values, cache.value_scale),
+        ):
+            if kept.dtype == np.int8:
+                codes, scale[:, rows] = quantize(x)
+                kept[:, rows] = codes
+            else:
+                kept[:, rows] = as_array(x.to(self.dtype))
 
     def write(
         self, tokens: NDArray, uniform: NDArray, seen: NDArray, choice: tuple
@@ -166,8 +193,8 @@ class Engine:
         ids = np.empty(uniform.shape, dtype=np.int64)
         if self.rows == 1:
             write_row(
-                tokens[0], self.length[0], uniform[0], seen[0], choice, self.packed,
-                self.keys[:, 0], self.values[:, 0], ids[0], self.threads,
+                tokens[0], self.length[0], uniform[0], seen[0], choice, self.packed, self.cache,
+                ids[0], self.threads,
             )  # fmt: skip
             self.length += uniform.shape[1]
             return ids
@@ -187,11 +214,8 @@ class Engine:
         activated = torch.empty(self.rows, w.down.shape[2], dtype=self.dtype)
         normalize_rows(x, as_array(h), threads)
         for layer, (qkv, o, gate_up, down) in enumerate(self.products):
-            attend_rows(
-                as_array(qkv(h)), w.qkv_scale[layer], w.q_gain[layer], w.k_gain[layer], w.cos,
-                w.sin, self.length, self.keys[layer], self.values[layer], as_array(mixed),
-                threads,
-            )  # fmt: skip
+            projected = as_array(qkv(h))
+            attend_rows(projected, w, layer, self.length, self.cache, as_array(mixed), threads)
             add_rows(x, as_array(o(mixed)), w.o_scale[layer], as_array(h), threads)
             activate_rows(
                 as_array(gate_up(h)), w.gate_up_scale[layer], as_array(activated), threads

@@ -1,6 +1,7 @@
 """The loops of the writing engine, compiled: one text whole, several between PyTorch's products.
 
-`w` is a `decoding.Packed`; scratch and results are arrays the caller gives.
+`w` is a `decoding.Packed`, `cache` a `decoding.Cache`; scratch and results are arrays the caller
+gives.
 """
 
 import numpy as np
@@ -49,7 +50,38 @@ def _(array, i, x):
     return rounded
 
 
+def keep(x, array, scale, i):
+    """array[i] = x, a vector; scaled by scale[i], a number, where the array holds int8."""
+
+
+@overload(keep)
+def _(x, array, scale, i):
+    if array.dtype != types.int8:
+
+        def rounded(x, array, scale, i):
+            for j in range(x.shape[0]):
+                put(array[i], j, x[j])
+
+        return rounded
+
+    def scaled(x, array, scale, i):
+        highest = np.float32(1e-12)
+        for j in range(x.shape[0]):
+            highest = max(highest, abs(x[j]))
+        scale[i] = highest / np.float32(127)
+        for j in range(x.shape[0]):
+            array[i, j] = np.int8(np.rint(x[j] * (np.float32(127) / highest)))
+
+    return scaled
+
+
 # What one row of numbers goes through.
+
+
+@compiled(fastmath=True)
+def widen_all(x, scale, y):
+    for j in range(x.shape[0]):
+        y[j] = widen(x[j]) * scale[j]
 
 
 @compiled(fastmath=True)
@@ -91,8 +123,10 @@ def silu(x):
 
 
 @compiled(fastmath=True)
-def attend(q, keys, values, position, scores, out):
-    """One head: q and out (head_dim,), keys and values (block_size, head_dim)."""
+def attend(q, cache, layer, row, group, position, scores, out):
+    """One head: q and out (head_dim,), over the key/value head `group`."""
+    keys, key_scale = cache.keys[layer, row, group], cache.key_scale[layer, row, group]
+    values, value_scale = cache.values[layer, row, group], cache.value_scale[layer, row, group]
     size, n = q.shape[0], position + 1
     factor = np.float32(size) ** np.float32(-0.5)
     highest = -np.float32(3e38)  # fastmath knows no infinity
@@ -100,14 +134,14 @@ def attend(q, keys, values, position, scores, out):
         total = np.float32(0)
         for j in range(size):
             total += q[j] * widen(keys[t, j])
-        scores[t] = total * factor
+        scores[t] = total * factor * key_scale[t]
         highest = max(highest, scores[t])
     total = np.float32(0)
     for t in range(n):
         scores[t] = exponential(max(scores[t] - highest, -EDGE))
         total += scores[t]
     for t in range(n):
-        scores[t] /= total
+        scores[t] *= value_scale[t] / total
     out[:] = 0
     whole = n - n % 4  # four at a time: `out` is read and written a quarter as often
     for t in range(0, whole, 4):
@@ -149,21 +183,20 @@ def multiply(matrix, scale, x, y, threads):
 
 
 @compiled(fastmath=True, parallel=True)
-def attend_heads(q, keys, values, position, scores, out, threads):
-    """q and out (H, head_dim), keys and values (KV, block_size, head_dim): heads shared among the
-    threads."""
+def attend_heads(q, cache, layer, position, scores, out, threads):
+    """q and out (H, head_dim): heads shared among the threads."""
     heads = q.shape[0]
-    shared = heads // keys.shape[0]
+    shared = heads // cache.keys.shape[2]
     for thread in prange(threads):
         for i in range(thread * heads // threads, (thread + 1) * heads // threads):
-            attend(q[i], keys[i // shared], values[i // shared], position, scores[i], out[i])
+            attend(q[i], cache, layer, 0, i // shared, position, scores[i], out[i])
 
 
 @compiled(fastmath=True)
-def next_logits(token, position, w, keys, values, logits, threads):
+def next_logits(token, position, w, cache, logits, threads):
     """Read `token` at `position` into the cache; logits (V,) of what follows it."""
     layers, width = w.qkv.shape[0], w.qkv.shape[2]
-    kv_heads, size = keys.shape[1], keys.shape[3]
+    kv_heads, length, size = cache.keys.shape[2:]
     heads = width // size
     hidden = w.down.shape[2]
     x = w.embedding[token].copy()
@@ -172,7 +205,7 @@ def next_logits(token, position, w, keys, values, logits, threads):
     q = projected[:width].reshape(heads, size)
     k = projected[width : width + kv_heads * size].reshape(kv_heads, size)
     v = projected[width + kv_heads * size :].reshape(kv_heads, size)
-    scores = np.empty((heads, keys.shape[2]), dtype=np.float32)
+    scores = np.empty((heads, length), dtype=np.float32)
     mixed = np.empty(width, dtype=np.float32)
     branch = np.empty(2 * hidden, dtype=np.float32)
     for layer in range(layers):
@@ -182,10 +215,10 @@ def next_logits(token, position, w, keys, values, logits, threads):
             rotate(q[i], w.q_gain[layer], w.cos[position], w.sin[position])
         for i in range(kv_heads):
             rotate(k[i], w.k_gain[layer], w.cos[position], w.sin[position])
-            keys[layer, i, position] = k[i]
-            values[layer, i, position] = v[i]
+            keep(k[i], cache.keys[layer, 0, i], cache.key_scale[layer, 0, i], position)
+            keep(v[i], cache.values[layer, 0, i], cache.value_scale[layer, 0, i], position)
         out = mixed.reshape(heads, size)
-        attend_heads(q, keys[layer], values[layer], position, scores, out, threads)
+        attend_heads(q, cache, layer, position, scores, out, threads)
         multiply(w.o[layer], w.o_scale[layer], mixed, h, threads)
         for j in range(width):
             x[j] += h[j]
@@ -201,7 +234,7 @@ def next_logits(token, position, w, keys, values, logits, threads):
 
 
 @compiled()
-def write_row(token, position, uniform, seen, choice, w, keys, values, ids, threads):
+def write_row(token, position, uniform, seen, choice, w, cache, ids, threads):
     """As many characters as `uniform` has numbers into `ids`, after `token` at `position`.
 
     choice is (kind, limit, temperature, penalty) of `fill_distribution`.
@@ -211,7 +244,7 @@ def write_row(token, position, uniform, seen, choice, w, keys, values, ids, thre
     logits = np.empty(size, dtype=np.float32)
     p = np.empty(size, dtype=np.float64)
     for i in range(len(uniform)):
-        next_logits(token, position + i, w, keys, values, logits, threads)
+        next_logits(token, position + i, w, cache, logits, threads)
         fill_distribution(logits, seen, kind, limit, temperature, penalty, p)
         token = draw_one(p, uniform[i])
         seen[token] = True
@@ -230,35 +263,36 @@ def normalize_rows(x, h, threads):
 
 
 @compiled(fastmath=True, parallel=True)
-def attend_rows(projected, scale, q_gain, k_gain, cos, sin, positions, keys, values, out, threads):
-    """projected (B, D + 2 KV), keys and values (B, KV, block_size, head_dim), out (B, D)."""
+def attend_rows(projected, w, layer, positions, cache, out, threads):
+    """projected (B, D + 2 KV), out (B, D)."""
     rows, width = out.shape
-    kv_heads, length, size = keys.shape[1:]
+    kv_heads, length, size = cache.keys.shape[2:]
     shared = width // size // kv_heads
+    scale = w.qkv_scale[layer]
     for thread in prange(threads):
         scores = np.empty(length, dtype=np.float32)
-        q = np.empty(size, dtype=np.float32)
-        k = np.empty(size, dtype=np.float32)
+        x = np.empty(size, dtype=np.float32)
         mixed = np.empty(size, dtype=np.float32)
         first, last = thread * rows // threads, (thread + 1) * rows // threads
         for row in range(first, last):
             position = positions[row]
-            for head in range(kv_heads):
-                at_k = width + head * size
-                at_v = at_k + kv_heads * size
-                for j in range(size):
-                    k[j] = widen(projected[row, at_k + j]) * scale[at_k + j]
-                rotate(k, k_gain, cos[position], sin[position])
-                for j in range(size):
-                    put(keys[row, head, position], j, k[j])
-                    v = widen(projected[row, at_v + j]) * scale[at_v + j]
-                    put(values[row, head, position], j, v)
-                for member in range(head * shared, (head + 1) * shared):
-                    at = member * size
-                    for j in range(size):
-                        q[j] = widen(projected[row, at + j]) * scale[at + j]
-                    rotate(q, q_gain, cos[position], sin[position])
-                    attend(q, keys[row, head], values[row, head], position, scores, mixed)
+            cos, sin = w.cos[position], w.sin[position]
+            for group in range(kv_heads):
+                at = width + group * size
+                widen_all(projected[row, at : at + size], scale[at : at + size], x)
+                rotate(x, w.k_gain[layer], cos, sin)
+                keep(x, cache.keys[layer, row, group], cache.key_scale[layer, row, group], position)
+                at += kv_heads * size
+                widen_all(projected[row, at : at + size], scale[at : at + size], x)
+                keep(
+                    x, cache.values[layer, row, group], cache.value_scale[layer, row, group],
+                    position,
+                )  # fmt: skip
+                for head in range(group * shared, (group + 1) * shared):
+                    at = head * size
+                    widen_all(projected[row, at : at + size], scale[at : at + size], x)
+                    rotate(x, w.q_gain[layer], cos, sin)
+                    attend(x, cache, layer, row, group, position, scores, mixed)
                     for j in range(size):
                         put(out[row], at + j, mixed[j])
 

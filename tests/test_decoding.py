@@ -39,8 +39,7 @@ def read(gpt: GPT, ids: torch.Tensor, weights: str = "float32", threads: int = 1
     for position, tokens in enumerate(ids.numpy().T):
         if len(ids) == 1:
             logits = np.empty((1, V), dtype=np.float32)
-            keys, values = engine.keys[:, 0], engine.values[:, 0]
-            next_logits(tokens[0], position, engine.packed, keys, values, logits[0], threads)
+            next_logits(tokens[0], position, engine.packed, engine.cache, logits[0], threads)
         else:
             logits = engine.logits(tokens)
         steps.append(torch.from_numpy(logits))
