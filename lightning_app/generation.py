@@ -30,6 +30,7 @@ from lightning_app.sampling import KINDS, draw, fill_distributions
 from lightning_app.tokenizer import Tokenizer
 
 AT_ONCE = 16  # characters the compiled engine writes before it shows them
+TOGETHER = 64  # texts written at once
 PREPARING = "preparing to write: compiled once on this machine, in about ten seconds"
 PATIENCE = 1.5  # seconds without a character before that is said
 
@@ -295,27 +296,41 @@ def complete(
     unigram: np.ndarray | None = None,
     on_characters: Callable[[list[str]], None] | None = None,
     weights: Weights = "float32",
-) -> list[str]:
+) -> Iterator[str]:
     """What the network writes after each prompt, `num_samples` times; the prompts are not included.
 
-    `on_characters` gets the new piece of every row as it is made ('' once a row has ended). Raises
+    TOGETHER texts are written at once, so memory does not grow with their number; of those,
+    `on_characters` gets the new piece of each as it is made ('' once a text has ended). Raises
     UserError for a prompt with characters outside the alphabet.
     """
     options = options.resolve()
     encoded = [tokenizer.encode(p, "the prompt").tolist() for p in prompts]
     rows = [(i, j) for i in range(len(prompts)) for j in range(num_samples)]
-    ended = [False] * len(rows)
-    pieces: list[list[str]] = [[] for _ in rows]
-    decoders = [tokenizer.decoder() for _ in rows]
-    tails = [""] * len(rows)  # as much of each text as a stop text can reach back
-    steps = generate(
-        gpt,
-        [encoded[i] for i, _ in rows],
-        [stream(seed, i, j) for i, j in rows],
-        options,
-        unigram,
-        weights=weights,
-    )
+    for first in range(0, len(rows), TOGETHER):
+        part = rows[first : first + TOGETHER]
+        steps = generate(
+            gpt,
+            [encoded[i] for i, _ in part],
+            [stream(seed, i, j) for i, j in part],
+            options,
+            unigram,
+            weights=weights,
+        )
+        yield from decoded(steps, tokenizer, len(part), options, on_characters)
+
+
+def decoded(
+    steps: Iterator[np.ndarray],
+    tokenizer: Tokenizer,
+    rows: int,
+    options: GenerateOptions,
+    on_characters: Callable[[list[str]], None] | None,
+) -> list[str]:
+    """The texts of `rows` that `steps` makes, each up to max_new_tokens or its stop text."""
+    ended = [False] * rows
+    pieces: list[list[str]] = [[] for _ in range(rows)]
+    decoders = [tokenizer.decoder() for _ in range(rows)]
+    tails = [""] * rows  # as much of each text as a stop text can reach back
     for _ in range(options.max_new_tokens):
         new = [decode(i) for decode, i in zip(decoders, next(steps), strict=True)]
         for row, characters in enumerate(new):

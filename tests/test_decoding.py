@@ -126,8 +126,8 @@ def test_sampled_text_is_the_references_however_characters_are_chosen(given, pro
 
 def test_a_text_does_not_depend_on_what_is_written_beside_it():
     gpt, o = network(block_size=12), options(sampling="prob", max_new_tokens=80)
-    alone = complete(gpt, TOKENIZER, ["ab"], o, seed=3)
-    several = complete(gpt, TOKENIZER, ["ab", "", "cabbage"], o, 3, 5, UNIGRAM)
+    alone = list(complete(gpt, TOKENIZER, ["ab"], o, seed=3))
+    several = list(complete(gpt, TOKENIZER, ["ab", "", "cabbage"], o, 3, 5, UNIGRAM))
     assert several[0] == alone[0]
     assert len(set(several)) == 15
 

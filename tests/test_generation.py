@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from lightning_app import generation
 from lightning_app.errors import UserError
 from lightning_app.generation import (
     CachedLogits,
@@ -311,7 +312,7 @@ def test_no_gradients_are_kept_while_writing():
 
 def written(prompts=("cab",), seed=7, num_samples=1, gpt=None, **given) -> list[str]:
     o = GenerateOptions(**({"max_new_tokens": 40, "temperature": 1.0} | given))
-    return complete(gpt or network(), TOKENIZER, prompts, o, seed, num_samples, UNIGRAM)
+    return list(complete(gpt or network(), TOKENIZER, prompts, o, seed, num_samples, UNIGRAM))
 
 
 def test_the_same_seed_gives_the_same_text_and_another_seed_another():
@@ -378,7 +379,7 @@ def test_an_empty_prompt_goes_on_as_from_its_first_character():
 
 def test_an_empty_prompt_without_a_unigram_distribution_is_refused():
     with pytest.raises(UserError, match="unigram"):
-        complete(network(), TOKENIZER, [""], GenerateOptions(), seed=0)
+        list(complete(network(), TOKENIZER, [""], GenerateOptions(), seed=0))
 
 
 def test_a_prompt_outside_the_alphabet_is_refused():
@@ -414,7 +415,7 @@ def test_writing_ends_when_every_row_has_stopped():
     stop = next(c for c in whole[0] if c in whole[1])
     needed = max(text.index(stop) for text in whole) + 1
     o = GenerateOptions(max_new_tokens=40, temperature=1.0, stop=stop)
-    complete(network(), TOKENIZER, prompts, o, 7, on_characters=calls.append)
+    list(complete(network(), TOKENIZER, prompts, o, 7, on_characters=calls.append))
     assert len(calls) == needed < 40
 
 
@@ -422,9 +423,16 @@ def test_characters_are_handed_out_as_they_are_made():
     pieces = []
     o = GenerateOptions(max_new_tokens=40, temperature=1.0, stop="b")
     prompts = ["cab", "d", ""]
-    texts = complete(network(), TOKENIZER, prompts, o, 7, 2, UNIGRAM, pieces.append)
+    texts = list(complete(network(), TOKENIZER, prompts, o, 7, 2, UNIGRAM, pieces.append))
     assert ["".join(row) for row in zip(*pieces, strict=True)] == texts
     assert {len(piece) for row in pieces for piece in row} == {0, 1}
+
+
+def test_more_texts_than_are_written_at_once_are_the_same_texts(monkeypatch):
+    prompts = ["cab", "", "d"]
+    whole = written(prompts, num_samples=3)
+    monkeypatch.setattr(generation, "TOGETHER", 2)
+    assert written(prompts, num_samples=3) == whole
 
 
 def test_no_new_characters_are_no_text():

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from lightning_app import checkpoints, runs
 from lightning_app.decoding import Weights
 from lightning_app.errors import UserError
-from lightning_app.generation import GenerateOptions, complete
+from lightning_app.generation import TOGETHER, GenerateOptions, complete
 from lightning_app.overlap import Index, passages
 from lightning_app.parsing import Parser
 from lightning_app.splits import Divided, divide
@@ -46,7 +46,7 @@ def make_parser() -> Parser:
         "--weights",
         type=Weights,
         default="float32",
-        help="On a CPU: int8 writes one text fastest, bfloat16 several; both round.",
+        help="On a CPU: smaller ones write faster, and round.",
     )
     add("--debug", type=bool, default=False, help="Show tracebacks.")
     parser.add_class_arguments(GenerateOptions)
@@ -150,11 +150,12 @@ def write(
     """Generate and print: a single text as it is made, several one after the other. Returns them,
     prompts included."""
     gpt, tokenizer = trained.gpt, trained.tokenizer
-    several = len(prompts) * num_samples > 1
+    count = len(prompts) * num_samples
+    several = count > 1
     for prompt in prompts:
         tokenizer.encode(prompt, "the prompt")  # raises before anything is printed
     bar = tqdm(
-        total=options.max_new_tokens,
+        total=options.max_new_tokens * -(-count // TOGETHER),
         desc="writing",
         unit="character",
         delay=2,
@@ -172,14 +173,16 @@ def write(
 
     if not several:
         sys.stdout.write(prompts[0])
-    texts = complete(
+    starts = (prompt for prompt in prompts for _ in range(num_samples))
+    completed = complete(
         gpt, tokenizer, prompts, options, seed, num_samples, trained.unigram, show, weights
     )
+    texts = []
+    for start, text in zip(starts, completed, strict=True):
+        if several:
+            sys.stdout.write(f"\n{SEPARATOR}\n" * bool(texts) + start + text)
+        texts.append(start + text)
     bar.close()
-    starts = [prompt for prompt in prompts for _ in range(num_samples)]
-    texts = [start + text for start, text in zip(starts, texts, strict=True)]
-    if several:
-        sys.stdout.write(f"\n{SEPARATOR}\n".join(texts))
     sys.stdout.write("\n")
     sys.stdout.flush()
     return texts

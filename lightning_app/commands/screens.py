@@ -63,14 +63,14 @@ def after(cli: "FitCLI") -> list[str]:
         )
     trained = checkpoints.load(path)
     prompt = "\n" if "\n" in trained.tokenizer.ids else ""
-    text = complete(
+    (text,) = complete(
         trained.gpt,
         trained.tokenizer,
         [prompt],
         GenerateOptions(max_new_tokens=300),
         seed=cli.config.seed_everything,
         unigram=trained.unigram,
-    )[0]
+    )
     example = "O God, O God!"
     if not set(example) <= set(trained.tokenizer.alphabet):
         example = " ".join(trained.tokenizer.whole(text).split())[:20]
