@@ -8,7 +8,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
-from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
+from jsonargparse.typing import NonNegativeFloat, PositiveFloat
 from tqdm import tqdm
 
 from lightning_app.data import Batch
@@ -23,12 +23,10 @@ class DynamicOptions:
     Args:
         learning_rate: Of each step, against the gradient over its root mean square so far.
         decay: What share of the way back to the trained weights each step goes.
-        stride: Characters scored, then learned from, in a step.
     """
 
     learning_rate: PositiveFloat = 1e-4
     decay: NonNegativeFloat = 1e-3
-    stride: PositiveInt = 32
 
 
 def score(gpt: GPT, batches: Collection[Batch], options: DynamicOptions) -> CharacterLoss:

@@ -153,8 +153,13 @@ def test_sliding_scores_the_same_characters_with_more_context(trained, main, mon
     )
     count = r"characters +(\d+)"
     assert re.search(count, block)[1] == re.search(count, sliding)[1]
-    assert "context: sliding" in sliding
+    assert "context: sliding, windows of 16 that score 8 each" in sliding
     assert re.search(r"loss +(\S+)", block)[1] != re.search(r"loss +(\S+)", sliding)[1]
+    narrow = main("validate", "--run", "tiny", "--evaluate", "sliding", "--stride", 3).out
+    assert "that score 3 each" in narrow
+    whole = main("validate", "--run", "tiny", "--evaluate", "sliding", "--stride", 99).out
+    assert re.search(r"loss +(\S+)", block)[1] == re.search(r"loss +(\S+)", whole)[1]
+    is_error(main("validate", "--run", "tiny", "--stride", 3), "--stride", "sliding")
 
 
 def test_an_empty_test_split_names_validate(folder, main):

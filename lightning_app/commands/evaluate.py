@@ -54,6 +54,12 @@ class EvaluateParser(Parser):
             help="block: windows side by side, as in training; sliding: every character sees at "
             "least half a window before it; dynamic: the network learns on as it reads.",
         )
+        add(
+            "--stride",
+            type=PositiveInt | None,
+            help="Characters that a window scores, the others being context; null is half of it "
+            "for sliding and 32 for dynamic, which learns after each.",
+        )
         self.add_class_arguments(DynamicOptions, "dynamic")
         add("--report", type=str | None, help="Write where the network fails to this HTML file.")
         add(
@@ -78,8 +84,7 @@ def main(argv: list[str]) -> int:
     trained = checkpoints.load(path)
     init = parser.instantiate_classes(config)
     data = rebuild_data(trained, init.data)
-    if config.evaluate == "sliding":
-        data.eval_stride = max(1, data.block_size // 2)
+    data.eval_stride = stride(config.evaluate, config.stride, data.block_size)
     split = {"validate": "val", "test": "test"}[command]
     if config.report and config.evaluate == "dynamic":
         raise UserError("--report is of the weights; use it with --evaluate block or sliding")
@@ -94,13 +99,27 @@ def main(argv: list[str]) -> int:
     run = trainer.validate if command == "validate" else trainer.test
     run(model, datamodule=data, verbose=False)
     if trainer.is_global_zero:
-        how = f"context: {config.evaluate}, windows of {data.block_size}; {trainer.precision}"
+        how = f"context: {describe(config.evaluate, data)}; {trainer.precision}"
         print_figures(model.figures[f"{split}/loss"], model.eval_loss.scored, how)
         if config.yardsticks:
             print("\n".join(["", *beside(data, split, model.figures[f"{split}/loss"])]))
         if config.report:
             write_report(Path(config.report), name or path, trained, data, split)
     return 0
+
+
+def stride(evaluate: str, given: int | None, block_size: int) -> int:
+    """How many characters a window scores. Raises UserError for a stride without effect."""
+    if evaluate == "block":
+        if given is not None:
+            raise UserError("--stride is for --evaluate sliding or dynamic; block scores them all")
+        return block_size
+    return min(given or {"sliding": max(1, block_size // 2), "dynamic": 32}[evaluate], block_size)
+
+
+def describe(evaluate: str, data: CharDataModule) -> str:
+    each = "" if evaluate == "block" else f" that score {data.eval_stride} each"
+    return f"{evaluate}, windows of {data.block_size}{each}"
 
 
 def write_report(
@@ -138,11 +157,11 @@ def score_dynamically(
     with_yardsticks: bool,
 ) -> int:
     announce(path, trained, data, split)
-    data.batch_size, data.eval_stride = 1, min(options.stride, data.block_size)
+    data.batch_size = 1
     data.trainer = SimpleNamespace(world_size=1, global_rank=0)
     metric = dynamic.score(trained.gpt, data.eval_batches(split), options)
     loss = float(metric.compute())
-    how = f"context: dynamic, windows of {data.block_size}, learning rate {options.learning_rate:g}"
+    how = f"context: {describe('dynamic', data)}, learning rate {options.learning_rate:g}"
     print_figures(loss, metric.scored, f"{how}; not a figure of the weights alone")
     if with_yardsticks:
         print("\n".join(["", *beside(data, split, loss)]))
