@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_app import windows
-from lightning_app.encoding import EncodedText, Unit
+from lightning_app.encoding import EncodedText, Unit, count_ids
 from lightning_app.errors import UserError
 from lightning_app.splits import HoldOut, check_shares, divide
 from lightning_app.tokenizer import Tokenizer
@@ -193,11 +193,7 @@ class CharDataModule(L.LightningDataModule):
 
     def counts(self) -> list[int]:
         """How often each character stands in the training split, (V,): the unigram model."""
-        counts = np.zeros(len(self.text.alphabet), dtype=np.int64)
-        ids = self.split("train")
-        for at in range(0, len(ids), 1 << 22):
-            counts += np.bincount(ids[at : at + (1 << 22)], minlength=len(counts))
-        return counts.tolist()
+        return count_ids(self.split("train"), len(self.text.alphabet)).tolist()
 
     def train_dataloader(self) -> TrainBatches:
         return TrainBatches(self)

@@ -118,7 +118,7 @@ def read_all(files: Sequence[Path], unit: Unit, doing: str) -> Iterator[tuple[in
 
 
 def count(codes: np.ndarray, counts: np.ndarray) -> None:
-    """Add how often each code point occurs to counts (CODE_POINTS,)."""
+    """Add how often each number occurs to counts, of 256 at least."""
     if codes.dtype == np.uint8:  # as pairs, which are half as many
         pairs = np.zeros((256, 256), dtype=np.int64)
         even = len(codes) // 2 * 2
@@ -128,6 +128,14 @@ def count(codes: np.ndarray, counts: np.ndarray) -> None:
     for first in range(0, len(codes), BINCOUNT):
         found = np.bincount(codes[first : first + BINCOUNT])
         counts[: len(found)] += found
+
+
+def count_ids(ids: np.ndarray, vocab_size: int) -> np.ndarray:
+    """How often each id occurs, (vocab_size,)."""
+    counts = np.zeros(max(256, vocab_size), dtype=np.int64)
+    for first in range(0, len(ids), CHUNK):
+        count(ids[first : first + CHUNK], counts)
+    return counts[:vocab_size]
 
 
 def survey(files: Sequence[Path], unit: Unit) -> tuple[np.ndarray, str, list[int]]:

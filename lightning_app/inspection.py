@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lightning_app import yardsticks
-from lightning_app.encoding import CHUNK
+from lightning_app.encoding import CHUNK, count_ids
 from lightning_app.overlap import Index, covered, passages
 from lightning_app.splits import Divided
 
@@ -92,13 +92,6 @@ def suspicion(c: str) -> str:
 def name_of(c: str) -> str:
     names = {"\n": "LINE FEED", "\t": "TAB", "\r": "CARRIAGE RETURN"}
     return names.get(c) or unicodedata.name(c, "no name")
-
-
-def count_symbols(ids: np.ndarray, vocab_size: int) -> np.ndarray:
-    counts = np.zeros(vocab_size, dtype=np.int64)
-    for first in range(0, len(ids), CHUNK):
-        counts += np.bincount(ids[first : first + CHUNK], minlength=vocab_size)
-    return counts
 
 
 def normalisation(ids: np.ndarray, alphabet: str, counts: np.ndarray) -> list[str]:
@@ -189,11 +182,11 @@ def find_repetitions(divided: Divided) -> tuple[Repetition, ...]:
 def inspect(divided: Divided, with_yardsticks: bool = True) -> Inspection:
     text, bounds, files = divided.text, divided.bounds, divided.found.files
     ids, alphabet = text.ids, text.alphabet
-    counts = count_symbols(ids, len(alphabet))
-    seen = count_symbols(ids[slice(*bounds["train"])], len(alphabet)) > 0
+    counts = count_ids(ids, len(alphabet))
+    seen = count_ids(ids[slice(*bounds["train"])], len(alphabet)) > 0
     splits = []
     for name, (first, last) in bounds.items():
-        own = count_symbols(ids[first:last], len(alphabet))
+        own = count_ids(ids[first:last], len(alphabet))
         splits.append(Split(name, first, last, int(own[~seen].sum())))
     if text.unit == "byte":
         symbols = [
