@@ -55,6 +55,20 @@ def collect(gpt: torch.nn.Module, batches: Collection[Batch]) -> Scores:
     return Scores(*(torch.cat(column).numpy() for column in zip(*columns, strict=True)))
 
 
+def by_context(scores: Scores) -> tuple[np.ndarray, np.ndarray]:
+    """Mean loss of ranges of places in the window, each reaching 1.4 times as far as the one before
+    (single places are a matter of chance), and the fewest characters seen in each."""
+    size = int(scores.places.max()) + 1
+    edges = np.unique(np.round(2 ** np.arange(0, np.log2(size + 1), 0.5)).astype(int)) - 1
+    edges = edges[edges < size]
+    count = np.add.reduceat(np.bincount(scores.places, minlength=size), edges)
+    total = np.add.reduceat(
+        np.bincount(scores.places, weights=scores.losses, minlength=size), edges
+    )
+    seen = count > 0
+    return edges[seen] + 1, total[seen] / count[seen]
+
+
 def kind(previous: str, c: str) -> str:
     if c == "\n":
         return "line end"
@@ -176,15 +190,11 @@ def page(title: str, trained: Trained, scores: Scores, train: np.ndarray) -> str
     """The whole report. Raises UserError without matplotlib."""
     text = "".join(trained.tokenizer.alphabet[i] for i in scores.targets)
     mean = float(scores.losses.mean())
-    size = int(scores.places.max()) + 1
-    counts = np.bincount(scores.places, minlength=size)
-    place_losses = np.bincount(scores.places, weights=scores.losses, minlength=size)
-    place_losses /= np.maximum(counts, 1)
+    context, context_losses = by_context(scores)
     confidence, right, count, error = calibration(scores)
 
     def draw_places(axes) -> None:
-        at = np.flatnonzero(counts) + 1
-        axes.plot(at, place_losses[at - 1])
+        axes.plot(context, context_losses, marker="o")
         axes.axhline(mean, color="gray", linewidth=0.8, linestyle="--")
         axes.set(xscale="log", xlabel="characters seen before", ylabel="nats")
 
@@ -205,15 +215,14 @@ def page(title: str, trained: Trained, scores: Scores, train: np.ndarray) -> str
         for at, loss in surprising(scores)
     )
     copies = "".join(f"<li>{html.escape(line)}</li>" for line in copying(trained, train))
-    last = place_losses[counts > 0][-1]
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>
 <h1>{html.escape(title)}</h1>
 <p>{mean:.4f} nats a character over {len(scores.losses):,} characters.</p>
 <h2>Does more context help?</h2>
 {picture(draw_places)}
-<p>After one character {place_losses[counts > 0][0]:.3f} nats, with the longest context
-{last:.3f}; dashed, the mean.</p>
+<p>With {context[0]} before it a character costs {context_losses[0]:.3f} nats, with {context[-1]} and
+more {context_losses[-1]:.3f}; dashed, the mean.</p>
 <h2>Which characters cost?</h2>
 <table><tr><th></th><th>characters</th><th>nats each</th><th>of all loss</th></tr>{kinds}</table>
 <h2>Does it know what it knows?</h2>

@@ -9,7 +9,16 @@ import torch
 
 from lightning_app import report
 from lightning_app.gpt import GPT, GPTConfig
-from lightning_app.report import Scores, by_kind, calibration, collect, kind, page, surprising
+from lightning_app.report import (
+    Scores,
+    by_context,
+    by_kind,
+    calibration,
+    collect,
+    kind,
+    page,
+    surprising,
+)
 from lightning_app.tokenizer import Tokenizer
 
 ALPHABET = "".join(sorted("\n Ab1&<.é"))
@@ -39,6 +48,18 @@ def scores(losses: list[float], targets: list[int] | None = None) -> Scores:
     targets = np.array(targets if targets is not None else [0] * n)
     zeros = np.zeros(n)
     return Scores(targets, np.array(losses), zeros.astype(int), zeros, zeros.astype(bool))
+
+
+@pytest.mark.parametrize(("first", "size"), [(0, 1), (0, 2), (0, 256), (40, 100)])
+def test_loss_by_context_is_the_mean_of_each_range(first, size):
+    places = np.random.default_rng(0).integers(first, size, 5000)
+    losses = np.random.default_rng(1).random(5000)
+    found = by_context(Scores(places, losses, places, losses, losses > 0))
+    ends = [*found[0][1:], size + 1]
+    for begin, end, mean in zip(found[0], ends, found[1], strict=True):
+        assert mean == pytest.approx(losses[(places + 1 >= begin) & (places + 1 < end)].mean())
+    assert found[0][0] <= first + 1
+    assert len(found[0]) <= 2 * np.log2(size) + 1
 
 
 @torch.no_grad()
