@@ -3,9 +3,9 @@
     python benchmarks/generation.py [--llama2c FOLDER] [--rounds 5]
 
 FOLDER is a checkout of github.com/karpathy/llama2.c, whose run.c is compiled here with gcc -Ofast
-and OpenMP. Batch of one: characters a second over a context of 256, sampled (temperature 0.8, top_p
-0.9), the prompt a single character, everything warm, the first 16 characters not timed. Then 64
-texts at once.
+and OpenMP, with and without -march=native. Batch of one: characters a second over a context of 256,
+sampled (temperature 0.8, top_p 0.9), the prompt a single character, everything warm, the first 16
+characters not timed. Then 64 texts at once.
 """
 
 import argparse
@@ -90,11 +90,10 @@ def transformers(gpt: GPT, folder: Path, texts: int = 1) -> Callable[[], float]:
     return speed
 
 
-def llama2c(source: Path, shape: dict, folder: Path) -> Callable[[], float]:
+def llama2c(source: Path, shape: dict, folder: Path, *flags: str) -> Callable[[], float]:
     """run.c on random weights of this shape, in its own file format; it reports its own speed."""
-    program = folder / "run"
-    flags = ["-Ofast", "-fopenmp", "-march=native"]
-    command = ["gcc", *flags, "-o", str(program), str(source / "run.c"), "-lm"]
+    program = folder / "-".join(["run", *flags])
+    command = ["gcc", "-Ofast", "-fopenmp", *flags, "-o", program, source / "run.c", "-lm"]
     subprocess.run(command, check=True)
     d, hidden = shape["n_embd"], shape["mlp_size"]
     layers, heads, v = shape["n_layer"], shape["n_head"], len(ALPHABET)
@@ -135,7 +134,7 @@ def compare(title: str, runs: dict[str, Callable[[], float]], rounds: int) -> di
     medians = {name: statistics.median(values) for name, values in speeds.items()}
     for name, values in speeds.items():
         spread = f"{min(values):,.0f} to {max(values):,.0f}"
-        print(f"{title:14} {name:14} {medians[name]:9,.0f} characters/s  ({spread})", flush=True)
+        print(f"{title:14} {name:16} {medians[name]:9,.0f} characters/s  ({spread})", flush=True)
     return medians
 
 
@@ -153,6 +152,7 @@ def main() -> None:
             one["transformers"] = transformers(gpt, folder / name)
             if args.llama2c:
                 one["llama2.c"] = llama2c(args.llama2c, shape, folder)
+                one["llama2.c native"] = llama2c(args.llama2c, shape, folder, "-march=native")
             compare(f"{name}, one", one, args.rounds)
             rate = hardware.product_rate("cpu", "bf16", seconds=1.0)
             many = {weights: ours(gpt, weights, 64) for weights in get_args(Weights)}

@@ -221,8 +221,8 @@ def page(title: str, trained: Trained, scores: Scores, train: np.ndarray) -> str
 <p>{mean:.4f} nats a character over {len(scores.losses):,} characters.</p>
 <h2>Does more context help?</h2>
 {picture(draw_places)}
-<p>With {context[0]} before it a character costs {context_losses[0]:.3f} nats, with {context[-1]} and
-more {context_losses[-1]:.3f}; dashed, the mean.</p>
+<p>With {context[0]} before it a character costs {context_losses[0]:.3f} nats, with
+{context[-1]} and more {context_losses[-1]:.3f}; dashed, the mean.</p>
 <h2>Which characters cost?</h2>
 <table><tr><th></th><th>characters</th><th>nats each</th><th>of all loss</th></tr>{kinds}</table>
 <h2>Does it know what it knows?</h2>
