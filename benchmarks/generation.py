@@ -18,7 +18,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor, ProcessPoolExecutor
+from functools import cache
 from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 from typing import get_args
 
@@ -69,25 +72,31 @@ def ours(gpt: GPT, weights: str, texts: int = 1) -> Callable[[], float]:
     return speed
 
 
-def transformers(gpt: GPT, folder: Path, texts: int = 1) -> Callable[[], float]:
+@cache
+def load_transformers(folder: Path):
     from transformers import AutoModelForCausalLM
 
-    if not folder.exists():
-        export(gpt, ALPHABET, folder)
-    model = AutoModelForCausalLM.from_pretrained(folder)
+    return AutoModelForCausalLM.from_pretrained(folder)
+
+
+@torch.no_grad()
+def transformers_speed(folder: Path, texts: int) -> float:
+    model = load_transformers(folder)
     prompt = torch.full((texts, 1), 33)
     new = BLOCK - 1
+    began = time.perf_counter()
+    out = model.generate(
+        prompt, do_sample=True, temperature=0.8, top_p=0.9, top_k=0, max_new_tokens=new,
+        min_new_tokens=new,
+    )  # fmt: skip
+    return out[:, 1:].numel() / (time.perf_counter() - began)
 
-    @torch.no_grad()
-    def speed() -> float:
-        began = time.perf_counter()
-        out = model.generate(
-            prompt, do_sample=True, temperature=0.8, top_p=0.9, top_k=0,
-            max_new_tokens=new, min_new_tokens=new,
-        )  # fmt: skip
-        return out[:, 1:].numel() / (time.perf_counter() - began)
 
-    return speed
+def transformers(pool: Executor, gpt: GPT, folder: Path, texts: int = 1) -> Callable[[], float]:
+    """In a process of its own, as ours is and llama2.c."""
+    if not folder.exists():
+        export(gpt, ALPHABET, folder)
+    return lambda: pool.submit(transformers_speed, folder, texts).result()
 
 
 def llama2c(source: Path, shape: dict, folder: Path, *flags: str) -> Callable[[], float]:
@@ -143,20 +152,21 @@ def main() -> None:
     parser.add_argument("--llama2c", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
+    apart = ProcessPoolExecutor(1, get_context("spawn"))
+    with apart as pool, tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for name, shape in SHAPES.items():
             gpt = make_network(shape)
             parameters = sum(p.numel() for p in gpt.parameters())
             one = {weights: ours(gpt, weights) for weights in get_args(Weights)}
-            one["transformers"] = transformers(gpt, folder / name)
+            one["transformers"] = transformers(pool, gpt, folder / name)
             if args.llama2c:
                 one["llama2.c"] = llama2c(args.llama2c, shape, folder)
                 one["llama2.c native"] = llama2c(args.llama2c, shape, folder, "-march=native")
             compare(f"{name}, one", one, args.rounds)
             rate = hardware.product_rate("cpu", "bf16", seconds=1.0)
             many = {weights: ours(gpt, weights, 64) for weights in get_args(Weights)}
-            many["transformers"] = transformers(gpt, folder / name, 64)
+            many["transformers"] = transformers(pool, gpt, folder / name, 64)
             medians = compare(f"{name}, 64", many, min(3, args.rounds))
             for weights in get_args(Weights):
                 share = medians[weights] * 2 * parameters / rate
