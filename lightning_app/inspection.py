@@ -2,7 +2,7 @@
 
 Its alphabet with what looks wrong in it, its splits, passages that stand in more than one of them,
 and what simple models make of it. The text is read as a stream; only the yardsticks, and the
-passages of held-out text beyond 20 million characters, are taken from a part, which is said.
+passages of held-out text beyond two million characters, are taken from a part, which is said.
 """
 
 import unicodedata
@@ -11,16 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from lightning_app import yardsticks
 from lightning_app.encoding import CHUNK, count_ids
-from lightning_app.overlap import Index, covered, passages
+from lightning_app.overlap import Index, covered, find, passages
 from lightning_app.splits import Divided
 
 RARE = 10  # a character seen less often is hardly learned
 PASSAGE = 100  # characters; shorter repetitions are how language is
-HELD_OUT_LIMIT = 20_000_000  # characters of a held-out split that are looked up elsewhere
+HELD_OUT_LIMIT = 2_000_000  # characters of a held-out split that are looked up elsewhere
 EXAMPLES = 3
 
 
@@ -156,38 +155,36 @@ def mojibake(ids: np.ndarray, alphabet: str) -> list[str]:
 
 def find_repetitions(divided: Divided) -> tuple[Repetition, ...]:
     """Passages of each held-out split that also stand in a split before it."""
-    text, found = divided.text, []
-    pairs = [(of, within) for of, within in (("val", "train"), ("test", "train"), ("test", "val"))]
-    for of, within in tqdm(pairs, desc="comparing splits", delay=2, leave=False, disable=None):
-        first = divided.bounds[of][0]
-        held, other = divided.ids(of)[:HELD_OUT_LIMIT], divided.ids(within)
-        if len(held) < PASSAGE or len(other) < PASSAGE:
+    text, repetitions = divided.text, []
+    held = {name: divided.ids(name)[:HELD_OUT_LIMIT] for name in ("val", "test")}
+    indexes = {name: Index(ids, PASSAGE) for name, ids in held.items() if len(ids) >= PASSAGE}
+    for within, after in (("train", ("val", "test")), ("val", ("test",))):
+        names, other = [name for name in after if name in indexes], divided.ids(within)
+        if not names or len(other) < PASSAGE:
             continue
-        where = Index(held, PASSAGE).found_in(other)
-        longest = sorted(passages(where, PASSAGE), key=lambda p: p.first - p.last)[:EXAMPLES]
-        examples = tuple(
-            (
-                first + p.first,
-                p.last - p.first,
-                "".join(text.alphabet[i] for i in held[p.first : p.first + PASSAGE]),
+        for of, where in zip(names, find([indexes[n] for n in names], other), strict=True):
+            longest = sorted(passages(where, PASSAGE), key=lambda p: p.first - p.last)[:EXAMPLES]
+            examples = tuple(
+                (
+                    divided.bounds[of][0] + p.first,
+                    p.last - p.first,
+                    "".join(text.alphabet[i] for i in held[of][p.first : p.first + PASSAGE]),
+                )
+                for p in longest
             )
-            for p in longest
-        )
-        found.append(
-            Repetition(of, within, covered(where, PASSAGE, len(held)), len(held), examples)
-        )
-    return tuple(found)
+            size = len(held[of])
+            share = covered(where, PASSAGE, size)
+            repetitions.append(Repetition(of, within, share, size, examples))
+    return tuple(repetitions)
 
 
 def inspect(divided: Divided, with_yardsticks: bool = True) -> Inspection:
     text, bounds, files = divided.text, divided.bounds, divided.found.files
     ids, alphabet = text.ids, text.alphabet
     counts = count_ids(ids, len(alphabet))
-    seen = count_ids(ids[slice(*bounds["train"])], len(alphabet)) > 0
-    splits = []
-    for name, (first, last) in bounds.items():
-        own = count_ids(ids[first:last], len(alphabet))
-        splits.append(Split(name, first, last, int(own[~seen].sum())))
+    own = {name: count_ids(ids[slice(*ends)], len(alphabet)) for name, ends in bounds.items()}
+    unseen = own["train"] == 0
+    splits = [Split(name, *ends, int(own[name][unseen].sum())) for name, ends in bounds.items()]
     if text.unit == "byte":
         symbols = [
             Symbol(f"U+{ord(c):04X}", f"byte 0x{ord(c):02x}", int(n))

@@ -4,15 +4,15 @@ Every window of `length` characters gets a 64-bit hash, exactly comparable at an
 text is sorted once and the other, of any size, streams past it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 BASE = 0x9E3779B97F4A7C15 | 1  # odd: invertible modulo 2**64
 CHUNK = 1 << 20  # characters hashed at a time
-FILTER_BITS = 24
 
 
 @dataclass(frozen=True)
@@ -52,37 +52,66 @@ class Index:
         self.hashes = window_hashes(ids, length) if len(ids) >= length else np.empty(0, np.uint64)
         self.order = np.argsort(self.hashes, kind="stable")
         self.sorted = self.hashes[self.order]
-        self.filter = np.zeros(1 << FILTER_BITS, dtype=bool)  # passes by most that are not there
-        self.filter[self.hashes >> np.uint64(64 - FILTER_BITS)] = True
+        first = np.r_[True, self.sorted[1:] != self.sorted[:-1]][: len(self.sorted)]
+        # for each place in `sorted`, the first that has an equal hash
+        self.heads = np.maximum.accumulate(np.where(first, np.arange(len(first)), 0))
+        bits = max(16, len(self.hashes).bit_length() + 5)  # thinly filled: it passes by most
+        self.filter_size, self.shift = 1 << bits, np.uint64(64 - bits)
 
     def found_in(self, other: NDArray[np.integer]) -> NDArray[np.int64]:
         """For each window of the text where `other` has it first, -1 where nowhere, (n,)."""
-        where = np.full(len(self.hashes), -1, dtype=np.int64)
-        if not len(where):
-            return where
-        for first, hashes in self.stream(other):
-            maybe = np.flatnonzero(self.filter[hashes >> np.uint64(64 - FILTER_BITS)])
-            place = np.searchsorted(self.sorted, hashes[maybe])
-            place = np.minimum(place, len(self.sorted) - 1)
-            hit = self.sorted[place] == hashes[maybe]
-            place, at = place[hit], maybe[hit] + first
-            # one entry of each run of equal hashes, the earliest place in `other`
-            place, index = np.unique(place, return_index=True)
-            new = where[self.order[place]] < 0
-            where[self.order[place[new]]] = at[index[new]]
-        # equal windows of the text share what the first of them found
-        heads = np.maximum.accumulate(
-            np.where(np.r_[True, self.sorted[1:] != self.sorted[:-1]], np.arange(len(where)), 0)
-        )
-        where[self.order] = where[self.order[heads]]
-        return where
+        return find([self], other)[0]
 
-    def stream(self, other: NDArray[np.integer]) -> Iterator[tuple[int, NDArray[np.uint64]]]:
-        for first in range(0, len(other) - self.length + 1, CHUNK):
-            yield (
-                first,
-                window_hashes(other[first : first + CHUNK + self.length - 1], self.length),
-            )
+    def filter(self, found: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """True for the upper bits of hashes that are still to be found."""
+        wanted = np.zeros(self.filter_size, dtype=bool)
+        left = found[self.order[self.heads]] < 0
+        wanted[self.sorted[left] >> self.shift] = True
+        return wanted
+
+    def look_up(
+        self,
+        hashes: NDArray[np.uint64],
+        first: int,
+        wanted: NDArray[np.bool_],
+        found: NDArray[np.int64],
+    ) -> int:
+        """Note in `found`, for windows not found before, the first of those that begin at `first`
+        and on of another text and have these hashes. Returns for how many."""
+        maybe = np.flatnonzero(wanted[hashes >> self.shift])
+        place = np.searchsorted(self.sorted, hashes[maybe])
+        place = np.minimum(place, len(self.sorted) - 1)
+        hit = self.sorted[place] == hashes[maybe]
+        place, at = place[hit], maybe[hit] + first
+        # one entry of each run of equal hashes, the earliest place
+        place, index = np.unique(place, return_index=True)
+        new = found[self.order[place]] < 0
+        found[self.order[place[new]]] = at[index[new]]
+        return int(new.sum())
+
+    def share(self, found: NDArray[np.int64]) -> None:
+        """Give equal windows of the text what the first of them found."""
+        found[self.order] = found[self.order[self.heads]]
+
+
+def find(indexes: Sequence[Index], other: NDArray[np.integer]) -> list[NDArray[np.int64]]:
+    """`found_in` of indexes of one length, while `other` streams past once; a bar after 2 s."""
+    length = indexes[0].length
+    found = [np.full(len(index.hashes), -1, dtype=np.int64) for index in indexes]
+    filters = [index.filter(where) for index, where in zip(indexes, found, strict=True)]
+    bar = tqdm(
+        range(0, len(other) - length + 1, CHUNK), desc="comparing", delay=2, leave=False,
+        disable=None,
+    )  # fmt: skip
+    for first in bar:
+        hashes = window_hashes(other[first : first + CHUNK + length - 1], length)
+        for i, index in enumerate(indexes):
+            new = index.look_up(hashes, first, filters[i], found[i])
+            if 100 * new > len(found[i]):  # what is found need not be looked up again
+                filters[i] = index.filter(found[i])
+    for index, where in zip(indexes, found, strict=True):
+        index.share(where)
+    return found
 
 
 def passages(where: NDArray[np.int64], length: int) -> list[Passage]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lightning_app import overlap
-from lightning_app.overlap import Index, Passage, covered, passages, window_hashes
+from lightning_app.overlap import Index, Passage, covered, find, passages, window_hashes
 
 
 def ids(text: str) -> np.ndarray:
@@ -41,6 +41,14 @@ def test_every_window_is_found_where_the_other_text_has_it_first(monkeypatch, ch
     assert where.tolist() == [
         other.find(text[i : i + length]) for i in range(len(text) - length + 1)
     ]
+
+
+def test_several_texts_are_looked_up_as_each_alone(monkeypatch):
+    monkeypatch.setattr(overlap, "CHUNK", 50)
+    texts, other = [noise(200, 1), "a", noise(90, 4), noise(200, 1)], ids(noise(300, 2))
+    indexes = [Index(ids(text), 5) for text in texts]
+    for index, where in zip(indexes, find(indexes, other), strict=True):
+        assert where.tolist() == index.found_in(other).tolist()
 
 
 @pytest.mark.parametrize(("text", "other"), [("", "abc"), ("abc", ""), ("ab", "abcabc")])

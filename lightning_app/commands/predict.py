@@ -17,7 +17,7 @@ from lightning_app import checkpoints, runs
 from lightning_app.decoding import Weights
 from lightning_app.errors import UserError
 from lightning_app.generation import TOGETHER, GenerateOptions, complete
-from lightning_app.overlap import Index, passages
+from lightning_app.overlap import Index, find, passages
 from lightning_app.parsing import Parser
 from lightning_app.splits import Divided, divide
 
@@ -203,20 +203,17 @@ def say_overlaps(trained: checkpoints.Trained, texts: list[str], training: Divid
     """On standard error, the spans of each text that stand word for word in the training text."""
     if training is None:
         return
-    found = 0
-    train = training.ids("train")
-    for number, text in enumerate(texts, 1):
-        ids = trained.tokenizer.encode(trained.tokenizer.whole(text))
-        spans = passages(Index(ids, SPAN).found_in(train), SPAN)
-        for span in spans:
-            found += 1
-            copied = trained.tokenizer.decode(ids[span.first : span.last])
+    indexes = [Index(trained.tokenizer.encode(trained.tokenizer.whole(t)), SPAN) for t in texts]
+    spans = [passages(where, SPAN) for where in find(indexes, training.ids("train"))]
+    for number, (index, of_text) in enumerate(zip(indexes, spans, strict=True), 1):
+        for span in of_text:
+            copied = trained.tokenizer.decode(index.ids[span.first : span.last])
             print(
                 f"text {number}, characters {span.first:,} to {span.last:,} stand in the training "
                 f"text at {span.elsewhere:,}: {copied!r}",
                 file=sys.stderr,
             )
-    if not found:
+    if not any(spans):
         print(f"no span of {SPAN} characters stands in the training text", file=sys.stderr)
 
 
