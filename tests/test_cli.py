@@ -162,6 +162,15 @@ def test_sliding_scores_the_same_characters_with_more_context(trained, main, mon
     is_error(main("validate", "--run", "tiny", "--stride", 3), "--stride", "sliding")
 
 
+def test_validations_longer_than_training_are_said(folder, main):
+    fit = ("fit", "--config", "tiny.yaml", "--trainer.max_steps", 2, "--data.splits", "[0.5,0.5]")
+    often, line = ("--trainer.val_check_interval", 2), "each validation takes longer"
+    assert line in main(*fit, *often).err
+    assert line not in main(*fit, "--run", "seldom", "--trainer.val_check_interval", 99).err
+    some = ("--run", "some", "--trainer.limit_val_batches", 1)
+    assert line not in main(*fit, *often, *some).err
+
+
 def test_an_empty_test_split_names_validate(folder, main):
     assert main("fit", "--config", "tiny.yaml", "--data.splits", "[0.9,0.1]").code == 0
     is_error(main("test", "--config", "tiny.yaml"), "test split is empty", "validate")

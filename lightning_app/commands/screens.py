@@ -12,6 +12,22 @@ if TYPE_CHECKING:
     from lightning_app.commands.fit import FitCLI
 
 
+LONG_VALIDATION = (
+    "           each validation takes longer than the training before it; to hold out less:",
+    "           --data.splits [0.998,0.001,0.001]",
+)
+
+
+def validation_is_long(cli: "FitCLI") -> bool:
+    """Scoring is a third of training's work, and an equally long piece of train is scored too."""
+    trainer, data = cli.trainer, cli.datamodule
+    if isinstance(trainer.limit_val_batches, int) or isinstance(trainer.val_check_interval, float):
+        return False
+    first, last = data.bounds["val"]
+    batch = data.batch_size * trainer.world_size * data.block_size
+    return 2 * (last - first) / 3 > trainer.val_check_interval * batch
+
+
 def before(cli: "FitCLI") -> list[str]:
     """What is about to happen: corpus, network, machine, length."""
     data, gpt, facts = cli.datamodule, cli.model.gpt, cli.facts
@@ -33,6 +49,7 @@ def before(cli: "FitCLI") -> list[str]:
         f"device     {cli.accelerator}, {facts['precision']}{compiled}",
         f"training   {steps:,} steps of {facts['global_batch'] * facts['block_size']:,} "
         f"{units}, {time_needed}",
+        *(LONG_VALIDATION if validation_is_long(cli) else ()),
         f"run        {cli.folder} (watch it: tensorboard --logdir {runs.LOGS})"
         if not cli.dev_run
         else "run        none: fast_dev_run leaves no trace",
