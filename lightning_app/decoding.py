@@ -61,6 +61,18 @@ class Cache(NamedTuple):
     value_scale: NDArray
 
 
+class Scratch(NamedTuple):
+    """What one text's step works in; float32, `aligned`."""
+
+    x: NDArray  # (D,)
+    h: NDArray  # (D,)
+    mixed: NDArray  # (D,)
+    projected: NDArray  # (D + 2 KV,)
+    branch: NDArray  # (2 hidden,)
+    scores: NDArray  # (H, block_size)
+    logits: NDArray  # (V,)
+
+
 def pack(gpt: GPT, weights: Weights = "float32") -> Packed:
     def stack(matrices: list[Tensor]) -> tuple[NDArray, NDArray]:
         w = torch.stack(matrices).float()  # (L, rows, columns)
@@ -106,6 +118,12 @@ def as_array(x: Tensor) -> NDArray:
     return (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
 
 
+def aligned(shape: int | tuple[int, ...]) -> NDArray[np.float32]:
+    """An array that begins at a cache line, as PyTorch's do and NumPy's and numba's only by chance:
+    a product whose vectors straddle two lines takes 1.5 times as long."""
+    return torch.empty(shape).numpy()
+
+
 def product(matrix: Tensor, rows: int) -> Callable[[Tensor], Tensor]:
     """x (rows, columns) -> x @ matrix.mT; oneDNN's with the matrix laid out beforehand, which is
     1.2 to 2 times as fast."""
@@ -145,8 +163,12 @@ class Engine:
         self.length = np.zeros(rows, dtype=np.int64)  # characters in the cache
         self.threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
         numba.set_num_threads(self.threads)
-        if rows > 1:
-            w = self.packed
+        w = self.packed
+        if rows == 1:
+            d, projected, hidden = c.n_embd, w.qkv.shape[1], w.gate_up.shape[1]
+            sizes = (d, d, d, projected, hidden, (c.n_head, c.block_size), c.vocab_size)
+            self.scratch = Scratch(*map(aligned, sizes))
+        else:
             self.products = [
                 [self.product(m[layer]) for m in (w.qkv, w.o, w.gate_up, w.down)]
                 for layer in range(c.n_layer)
@@ -194,7 +216,7 @@ class Engine:
         if self.rows == 1:
             write_row(
                 tokens[0], self.length[0], uniform[0], seen[0], choice, self.packed, self.cache,
-                ids[0], self.threads,
+                self.scratch, ids[0], self.threads,
             )  # fmt: skip
             self.length += uniform.shape[1]
             return ids
@@ -209,18 +231,16 @@ class Engine:
         """Read a character a row into the cache; logits (B, V) of what follows."""
         w, threads = self.packed, self.threads
         x = w.embedding[tokens]
-        h = torch.empty(x.shape, dtype=self.dtype)
-        mixed = torch.empty_like(h)
+        h, mixed = (torch.empty(x.shape, dtype=self.dtype) for _ in "12")
         activated = torch.empty(self.rows, w.down.shape[2], dtype=self.dtype)
-        normalize_rows(x, as_array(h), threads)
+        h_, mixed_, activated_ = map(as_array, (h, mixed, activated))  # the same memory
+        normalize_rows(x, h_, threads)
         for layer, (qkv, o, gate_up, down) in enumerate(self.products):
             projected = as_array(qkv(h))
-            attend_rows(projected, w, layer, self.length, self.cache, as_array(mixed), threads)
-            add_rows(x, as_array(o(mixed)), w.o_scale[layer], as_array(h), threads)
-            activate_rows(
-                as_array(gate_up(h)), w.gate_up_scale[layer], as_array(activated), threads
-            )
-            add_rows(x, as_array(down(activated)), w.down_scale[layer], as_array(h), threads)
+            attend_rows(projected, w, layer, self.length, self.cache, mixed_, threads)
+            add_rows(x, as_array(o(mixed)), w.o_scale[layer], h_, threads)
+            activate_rows(as_array(gate_up(h)), w.gate_up_scale[layer], activated_, threads)
+            add_rows(x, as_array(down(activated)), w.down_scale[layer], h_, threads)
         final = torch.empty(x.shape)
         normalize_rows(x, as_array(final), threads)
         self.length += 1

@@ -129,12 +129,23 @@ def attend(q, cache, layer, row, group, position, scores, out):
     values, value_scale = cache.values[layer, row, group], cache.value_scale[layer, row, group]
     size, n = q.shape[0], position + 1
     factor = np.float32(size) ** np.float32(-0.5)
-    highest = -np.float32(3e38)  # fastmath knows no infinity
-    for t in range(n):
+    whole = n - n % 4  # four at a time: `q` and `out` are read a quarter as often
+    for t in range(0, whole, 4):
+        a = b = c = d = np.float32(0)
+        for j in range(size):
+            a += q[j] * widen(keys[t, j])
+            b += q[j] * widen(keys[t + 1, j])
+            c += q[j] * widen(keys[t + 2, j])
+            d += q[j] * widen(keys[t + 3, j])
+        scores[t], scores[t + 1], scores[t + 2], scores[t + 3] = a, b, c, d
+    for t in range(whole, n):
         total = np.float32(0)
         for j in range(size):
             total += q[j] * widen(keys[t, j])
-        scores[t] = total * factor * key_scale[t]
+        scores[t] = total
+    highest = -np.float32(3e38)  # fastmath knows no infinity
+    for t in range(n):
+        scores[t] *= factor * key_scale[t]
         highest = max(highest, scores[t])
     total = np.float32(0)
     for t in range(n):
@@ -143,7 +154,6 @@ def attend(q, cache, layer, row, group, position, scores, out):
     for t in range(n):
         scores[t] *= value_scale[t] / total
     out[:] = 0
-    whole = n - n % 4  # four at a time: `out` is read and written a quarter as often
     for t in range(0, whole, 4):
         a, b, c, d = scores[t], scores[t + 1], scores[t + 2], scores[t + 3]
         for j in range(size):
@@ -193,21 +203,18 @@ def attend_heads(q, cache, layer, position, scores, out, threads):
 
 
 @compiled(fastmath=True)
-def next_logits(token, position, w, cache, logits, threads):
-    """Read `token` at `position` into the cache; logits (V,) of what follows it."""
+def next_logits(token, position, w, cache, scratch, threads):
+    """Read `token` at `position` into the cache; what follows it into scratch.logits."""
     layers, width = w.qkv.shape[0], w.qkv.shape[2]
-    kv_heads, length, size = cache.keys.shape[2:]
+    kv_heads, _, size = cache.keys.shape[2:]
     heads = width // size
     hidden = w.down.shape[2]
-    x = w.embedding[token].copy()
-    h = np.empty(width, dtype=np.float32)
-    projected = np.empty(w.qkv.shape[1], dtype=np.float32)
+    x, h, mixed, projected = scratch.x, scratch.h, scratch.mixed, scratch.projected
+    branch, scores = scratch.branch, scratch.scores
     q = projected[:width].reshape(heads, size)
     k = projected[width : width + kv_heads * size].reshape(kv_heads, size)
     v = projected[width + kv_heads * size :].reshape(kv_heads, size)
-    scores = np.empty((heads, length), dtype=np.float32)
-    mixed = np.empty(width, dtype=np.float32)
-    branch = np.empty(2 * hidden, dtype=np.float32)
+    x[:] = w.embedding[token]
     for layer in range(layers):
         normalize(x, h)
         multiply(w.qkv[layer], w.qkv_scale[layer], h, projected, threads)
@@ -230,22 +237,20 @@ def next_logits(token, position, w, cache, logits, threads):
         for j in range(width):
             x[j] += h[j]
     normalize(x, h)
-    multiply(w.head, w.head_scale, h, logits, threads)
+    multiply(w.head, w.head_scale, h, scratch.logits, threads)
 
 
 @compiled()
-def write_row(token, position, uniform, seen, choice, w, cache, ids, threads):
+def write_row(token, position, uniform, seen, choice, w, cache, scratch, ids, threads):
     """As many characters as `uniform` has numbers into `ids`, after `token` at `position`.
 
     choice is (kind, limit, temperature, penalty) of `fill_distribution`.
     """
     kind, limit, temperature, penalty = choice
-    size = w.embedding.shape[0]
-    logits = np.empty(size, dtype=np.float32)
-    p = np.empty(size, dtype=np.float64)
+    p = np.empty(w.embedding.shape[0], dtype=np.float64)
     for i in range(len(uniform)):
-        next_logits(token, position + i, w, cache, logits, threads)
-        fill_distribution(logits, seen, kind, limit, temperature, penalty, p)
+        next_logits(token, position + i, w, cache, scratch, threads)
+        fill_distribution(scratch.logits, seen, kind, limit, temperature, penalty, p)
         token = draw_one(p, uniform[i])
         seen[token] = True
         ids[i] = token

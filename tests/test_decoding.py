@@ -38,8 +38,9 @@ def read(gpt: GPT, ids: torch.Tensor, weights: str = "float32", threads: int = 1
     steps = []
     for position, tokens in enumerate(ids.numpy().T):
         if len(ids) == 1:
-            logits = np.empty((1, V), dtype=np.float32)
-            next_logits(tokens[0], position, engine.packed, engine.cache, logits[0], threads)
+            work = engine.scratch
+            next_logits(tokens[0], position, engine.packed, engine.cache, work, threads)
+            logits = work.logits[None].copy()
         else:
             logits = engine.logits(tokens)
         steps.append(torch.from_numpy(logits))
