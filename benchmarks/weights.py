@@ -36,9 +36,9 @@ def one(gpt: GPT, ids: np.ndarray, weights: str) -> np.ndarray:
         engine = Engine(gpt, 1, weights)
         logits = np.empty((len(row) - 1, gpt.config.vocab_size), dtype=np.float32)
         for position, token in enumerate(row[:-1]):
-            work = engine.scratch
-            next_logits(token, position, engine.packed, engine.cache, work, engine.threads)
-            logits[position] = work.logits
+            next_logits(
+                token, position, engine.packed, engine.cache, logits[position], engine.threads
+            )
         rows.append(logits)
     return losses(np.stack(rows), ids)
 

@@ -61,18 +61,6 @@ class Cache(NamedTuple):
     value_scale: NDArray
 
 
-class Scratch(NamedTuple):
-    """What one text's step works in; float32, `aligned`."""
-
-    x: NDArray  # (D,)
-    h: NDArray  # (D,)
-    mixed: NDArray  # (D,)
-    projected: NDArray  # (D + 2 KV,)
-    branch: NDArray  # (2 hidden,)
-    scores: NDArray  # (H, block_size)
-    logits: NDArray  # (V,)
-
-
 def pack(gpt: GPT, weights: Weights = "float32") -> Packed:
     def stack(matrices: list[Tensor]) -> tuple[NDArray, NDArray]:
         w = torch.stack(matrices).float()  # (L, rows, columns)
@@ -118,12 +106,6 @@ def as_array(x: Tensor) -> NDArray:
     return (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
 
 
-def aligned(shape: int | tuple[int, ...]) -> NDArray[np.float32]:
-    """An array that begins at a cache line, as PyTorch's do and NumPy's and numba's only by chance:
-    a product whose vectors straddle two lines takes 1.5 times as long."""
-    return torch.empty(shape).numpy()
-
-
 def product(matrix: Tensor, rows: int) -> Callable[[Tensor], Tensor]:
     """x (rows, columns) -> x @ matrix.mT; oneDNN's with the matrix laid out beforehand, which is
     1.2 to 2 times as fast."""
@@ -163,12 +145,8 @@ class Engine:
         self.length = np.zeros(rows, dtype=np.int64)  # characters in the cache
         self.threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
         numba.set_num_threads(self.threads)
-        w = self.packed
-        if rows == 1:
-            d, projected, hidden = c.n_embd, w.qkv.shape[1], w.gate_up.shape[1]
-            sizes = (d, d, d, projected, hidden, (c.n_head, c.block_size), c.vocab_size)
-            self.scratch = Scratch(*map(aligned, sizes))
-        else:
+        if rows > 1:
+            w = self.packed
             self.products = [
                 [self.product(m[layer]) for m in (w.qkv, w.o, w.gate_up, w.down)]
                 for layer in range(c.n_layer)
@@ -216,7 +194,7 @@ class Engine:
         if self.rows == 1:
             write_row(
                 tokens[0], self.length[0], uniform[0], seen[0], choice, self.packed, self.cache,
-                self.scratch, ids[0], self.threads,
+                ids[0], self.threads,
             )  # fmt: skip
             self.length += uniform.shape[1]
             return ids

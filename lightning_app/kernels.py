@@ -203,18 +203,21 @@ def attend_heads(q, cache, layer, position, scores, out, threads):
 
 
 @compiled(fastmath=True)
-def next_logits(token, position, w, cache, scratch, threads):
-    """Read `token` at `position` into the cache; what follows it into scratch.logits."""
+def next_logits(token, position, w, cache, logits, threads):
+    """Read `token` at `position` into the cache; logits (V,) of what follows it."""
     layers, width = w.qkv.shape[0], w.qkv.shape[2]
-    kv_heads, _, size = cache.keys.shape[2:]
+    kv_heads, length, size = cache.keys.shape[2:]
     heads = width // size
     hidden = w.down.shape[2]
-    x, h, mixed, projected = scratch.x, scratch.h, scratch.mixed, scratch.projected
-    branch, scores = scratch.branch, scratch.scores
+    x = w.embedding[token].copy()
+    h = np.empty(width, dtype=np.float32)
+    projected = np.empty(w.qkv.shape[1], dtype=np.float32)
     q = projected[:width].reshape(heads, size)
     k = projected[width : width + kv_heads * size].reshape(kv_heads, size)
     v = projected[width + kv_heads * size :].reshape(kv_heads, size)
-    x[:] = w.embedding[token]
+    scores = np.empty((heads, length), dtype=np.float32)
+    mixed = np.empty(width, dtype=np.float32)
+    branch = np.empty(2 * hidden, dtype=np.float32)
     for layer in range(layers):
         normalize(x, h)
         multiply(w.qkv[layer], w.qkv_scale[layer], h, projected, threads)
@@ -237,20 +240,22 @@ def next_logits(token, position, w, cache, scratch, threads):
         for j in range(width):
             x[j] += h[j]
     normalize(x, h)
-    multiply(w.head, w.head_scale, h, scratch.logits, threads)
+    multiply(w.head, w.head_scale, h, logits, threads)
 
 
 @compiled()
-def write_row(token, position, uniform, seen, choice, w, cache, scratch, ids, threads):
+def write_row(token, position, uniform, seen, choice, w, cache, ids, threads):
     """As many characters as `uniform` has numbers into `ids`, after `token` at `position`.
 
     choice is (kind, limit, temperature, penalty) of `fill_distribution`.
     """
     kind, limit, temperature, penalty = choice
-    p = np.empty(w.embedding.shape[0], dtype=np.float64)
+    size = w.embedding.shape[0]
+    logits = np.empty(size, dtype=np.float32)
+    p = np.empty(size, dtype=np.float64)
     for i in range(len(uniform)):
-        next_logits(token, position + i, w, cache, scratch, threads)
-        fill_distribution(scratch.logits, seen, kind, limit, temperature, penalty, p)
+        next_logits(token, position + i, w, cache, logits, threads)
+        fill_distribution(logits, seen, kind, limit, temperature, penalty, p)
         token = draw_one(p, uniform[i])
         seen[token] = True
         ids[i] = token

@@ -1,6 +1,10 @@
 """Laws of the compiled engine; the reference is the network itself, uncached."""
 
+import shutil
+import subprocess
+import sys
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,9 +42,8 @@ def read(gpt: GPT, ids: torch.Tensor, weights: str = "float32", threads: int = 1
     steps = []
     for position, tokens in enumerate(ids.numpy().T):
         if len(ids) == 1:
-            work = engine.scratch
-            next_logits(tokens[0], position, engine.packed, engine.cache, work, threads)
-            logits = work.logits[None].copy()
+            logits = np.empty((1, V), dtype=np.float32)
+            next_logits(tokens[0], position, engine.packed, engine.cache, logits[0], threads)
         else:
             logits = engine.logits(tokens)
         steps.append(torch.from_numpy(logits))
@@ -151,3 +154,32 @@ def test_the_weights_themselves_are_left_alone():
         steps = compiled_rows(gpt, [[1, 2]] * rows, streams, options(), weights="int8")
         list(islice(steps, 20))
     assert all(torch.equal(w, before[name]) for name, w in gpt.state_dict().items())
+
+
+CHOOSE = """
+import numpy as np
+from lightning_app.kernels import choose_rows
+from lightning_app.sampling import ARGMAX
+
+ids, seen = np.zeros(1, dtype=np.int64), np.zeros((1, 3), dtype=bool)
+logits = np.array([[0, 1, 2]], dtype=np.float32)
+choose_rows(logits, np.zeros(1), seen, (ARGMAX, 0.0, 1.0, 1.0), ids, 1)
+print(ids[0])
+"""
+
+
+def test_what_was_compiled_before_is_not_used_for_other_sources(tmp_path):
+    package = tmp_path / "lightning_app"
+    source = Path(__file__).parents[1] / package.name
+    shutil.copytree(source, package, ignore=shutil.ignore_patterns("__pycache__"))
+
+    def chosen() -> str:
+        command = [sys.executable, "-c", CHOOSE]
+        return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True).stdout
+
+    assert int(chosen()) == 2
+    sampling = package / "sampling.py"  # not the file of choose_rows, whose code contains it
+    before = sampling.read_text()
+    assert before.count("p[top] = 1\n") == 1
+    sampling.write_text(before.replace("p[top] = 1\n", "p[0] = 1\n"))
+    assert int(chosen()) == 0
