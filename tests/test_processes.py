@@ -18,6 +18,7 @@ from lightning_app import cli
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="gloo through Lightning's launcher")
 
 EXACT = [
+    *("--optim.constrain", "true", "--optim.head_weight_decay", "2"),
     *("--optim.name", "adamw", "--trainer.precision", "32-true", "--trainer.accelerator", "cpu"),
     *("--trainer.max_steps", "50", "--trainer.log_every_n_steps", "1"),
     *("--trainer.val_check_interval", "25", "--trainer.gradient_clip_val", "1"),
