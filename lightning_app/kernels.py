@@ -8,8 +8,9 @@ import numpy as np
 from numba import prange, types
 from numba.extending import overload
 
+from lightning_app.compiling import compiled
 from lightning_app.gpt import NORM_EPS
-from lightning_app.sampling import compiled, draw_one, fill_distribution
+from lightning_app.sampling import draw_one, fill_distribution
 
 EPSILON = np.float32(NORM_EPS)
 ONE = np.float32(1)

@@ -38,10 +38,6 @@ class OptimOptions:
         muon_learning_rate: Muon's peak learning rate, for a square matrix.
         weight_decay: Decoupled decay of the matrices, per unit of learning rate; gains and
             embedding have none.
-        head_weight_decay: The head's own; null is weight_decay. A head that soon forgets (at a rate
-            of 0.003, 20 leaves 6 % less each step) is never sure enough to learn a text by heart.
-        constrain: Shorten a block's matrix when its rows are longer than 1 on average (root mean
-            square): what weight_decay does by and by, for networks that see a text many times.
         beta1: AdamW's memory of gradients.
         beta2: AdamW's memory of squared gradients.
         momentum: Muon's (Nesterov) momentum.
@@ -53,8 +49,6 @@ class OptimOptions:
     learning_rate: PositiveFloat = 3e-3
     muon_learning_rate: PositiveFloat = 0.03
     weight_decay: NonNegativeFloat = 0.0
-    head_weight_decay: NonNegativeFloat | None = None
-    constrain: bool = False
     beta1: Memory = 0.9
     beta2: Memory = 0.95
     momentum: Memory = 0.95
@@ -137,7 +131,7 @@ class MuonAdamW(torch.optim.Optimizer):
     """
 
     def __init__(self, groups: list[dict], compile: bool = False) -> None:
-        super().__init__(groups, defaults={"constrain": False})
+        super().__init__(groups, defaults={})
         self.orthogonalize: Callable[[Tensor], Tensor] = orthogonalize
         if compile:
             self.orthogonalize = torch.compile(orthogonalize, dynamic=False)
@@ -152,9 +146,6 @@ class MuonAdamW(torch.optim.Optimizer):
             params = [p for p in group["params"] if p.grad is not None]
             if params:
                 (self.muon if group["muon"] else self.adamw)(group, params)
-            if group["constrain"]:
-                for p, norm in zip(params, torch._foreach_norm(params), strict=True):
-                    p.mul_((p.size(0) ** 0.5 / norm).clamp(max=1))
         return loss
 
     def muon(self, group: dict, params: list[Tensor]) -> None:
@@ -207,9 +198,6 @@ def parameter_groups(gpt: GPT, options: OptimOptions) -> list[dict]:
     gains; the head's matrix decays). `peak_lr` is what the schedule scales into `lr`."""
     matrices = [p for p in gpt.blocks.parameters() if p.ndim == 2]
     head = [] if gpt.config.tie_embeddings else [gpt.lm_head.weight]
-    head_decay = options.head_weight_decay
-    if head_decay is None:
-        head_decay = options.weight_decay
     taken = {id(p) for p in matrices + head}
     rest = [p for p in gpt.parameters() if id(p) not in taken]
     muon = options.name == "muon"
@@ -219,9 +207,8 @@ def parameter_groups(gpt: GPT, options: OptimOptions) -> list[dict]:
     if muon:
         first = {"muon": True, "peak_lr": options.muon_learning_rate, "momentum": options.momentum}
     groups = [
-        {"name": "blocks", "params": matrices, "weight_decay": options.weight_decay, **first}
-        | {"constrain": options.constrain},
-        {"name": "head", "params": head, "weight_decay": head_decay, **adam},
+        {"name": "blocks", "params": matrices, "weight_decay": options.weight_decay, **first},
+        {"name": "head", "params": head, "weight_decay": options.weight_decay, **adam},
         {"name": "embedding_and_gains", "params": rest, "weight_decay": 0.0, **adam},
     ]
     assert sum(len(g["params"]) for g in groups) == len(list(gpt.parameters()))

@@ -4,44 +4,13 @@ Every engine calls these functions, so the same logits and the same uniform numb
 character everywhere. Sums run from the lowest id to the highest, in float64; ties go to the lower.
 """
 
-import hashlib
-import os
-from pathlib import Path
-
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_app.compiling import compiled
+
 KINDS = ("argmax", "prob", "top_k", "top_p", "min_p")
 ARGMAX, PROB, TOP_K, TOP_P, MIN_P = range(5)
-
-
-SOURCES = ("sampling.py", "kernels.py", "decoding.py", "gpt.py")  # of everything compiled
-
-
-def cache_folder() -> Path:
-    """Where numba keeps what it compiled: a folder for each state of the sources, because numba
-    itself looks at a function's own file, not at those of what it calls and is given."""
-    here = Path(__file__).parent
-    sources = b"".join((here / name).read_bytes() for name in SOURCES)
-    home = here / "__pycache__" if os.access(here, os.W_OK) else Path.home() / ".cache" / here.name
-    folder = Path(numba.config.CACHE_DIR or home)  # NUMBA_CACHE_DIR goes before
-    return folder / f"compiled-{hashlib.sha256(sources).hexdigest()[:16]}"
-
-
-numba.config.CACHE_DIR = str(cache_folder())
-
-
-def compiled(**options):
-    """numba.njit, kept on disk where that can be: compiling takes seconds, loading does not."""
-
-    def decorate(function):
-        try:
-            return numba.njit(cache=True, error_model="numpy", **options)(function)
-        except RuntimeError:  # neither the package's folder nor the user's can be written
-            return numba.njit(error_model="numpy", **options)(function)
-
-    return decorate
 
 
 @compiled()

@@ -11,6 +11,7 @@ import pytest
 import torch
 from test_generation import TOKENIZER, UNIGRAM, V, network, options
 
+from lightning_app.compiling import compiled
 from lightning_app.decoding import Engine, as_array
 from lightning_app.generation import (
     CachedLogits,
@@ -23,7 +24,6 @@ from lightning_app.generation import (
 )
 from lightning_app.gpt import GPT
 from lightning_app.kernels import next_logits, put, widen
-from lightning_app.sampling import compiled
 
 KINDS = {
     "plain": {"n_head": 4, "n_kv_head": 4, "n_embd": 32},

@@ -72,14 +72,6 @@ def test_matrices_decay_and_embedding_and_gains_do_not(name, tied):
         assert decay[id(p)] == (0.0 if spared else 0.3), n
 
 
-def test_the_head_has_a_decay_of_its_own_when_asked():
-    gpt = network()
-    groups = parameter_groups(gpt, OptimOptions(weight_decay=0.3, head_weight_decay=20.0))
-    decay = {id(p): g["weight_decay"] for g in groups for p in g["params"]}
-    assert decay.pop(id(gpt.lm_head.weight)) == 20
-    assert set(decay.values()) == {0.0, 0.3}
-
-
 def test_each_kind_of_group_gets_its_own_learning_rate():
     options = OptimOptions("muon", learning_rate=0.5, muon_learning_rate=0.25)
     for group in parameter_groups(network(), options):
@@ -177,25 +169,6 @@ def test_a_zero_gradient_moves_nothing_but_by_decay():
     p.grad = torch.zeros_like(p)
     MuonAdamW([muon_group([p], lr=0.1, weight_decay=0.5)]).step()
     torch.testing.assert_close(p.detach(), before * 0.95)
-
-
-@pytest.mark.parametrize("group", [muon_group, adam_group])
-def test_constrain_shortens_long_matrices_to_rows_of_length_one_and_no_others(group):
-    starts = [randn(4, 6), 0.01 * randn(4, 6), torch.zeros(6, 4), 5 * randn(6, 4)]
-    free, held = ([p.clone().requires_grad_() for p in starts] for _ in range(2))
-    for constrain, params in ((False, free), (True, held)):
-        for i, p in enumerate(params):
-            p.grad = randn(*p.shape, seed=i)
-        MuonAdamW([group(params, constrain=constrain)]).step()
-    for p, q in zip(free, held, strict=True):
-        mean_square = p.detach().square().sum(dim=1).mean()
-        torch.testing.assert_close(q, p / max(1.0, float(mean_square) ** 0.5))
-    assert [torch.equal(p, q) for p, q in zip(free, held, strict=True)] == [
-        False,
-        True,
-        True,
-        False,
-    ]
 
 
 # One optimizer.

@@ -1,0 +1,37 @@
+"""How loops are compiled, by numba, and where the outcome is kept."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import numba
+
+# What compiled code is made of: functions, and the types and constants they are given.
+SOURCES = ("compiling.py", "sampling.py", "kernels.py", "decoding.py", "gpt.py")
+
+
+def cache_folder() -> Path:
+    """Where numba keeps what it compiled: a folder for each state of the sources, because numba
+    itself looks at a function's own file, not at those of what it calls and is given."""
+    here = Path(__file__).parent
+    sources = b"".join((here / name).read_bytes() for name in SOURCES)
+    home = here / "__pycache__"
+    if not os.access(here, os.W_OK):
+        home = Path(os.path.expanduser("~/.cache"), here.name)
+    folder = Path(numba.config.CACHE_DIR or home)  # NUMBA_CACHE_DIR goes before
+    return folder / f"compiled-{hashlib.sha256(sources).hexdigest()[:16]}"
+
+
+numba.config.CACHE_DIR = str(cache_folder())
+
+
+def compiled(**options):
+    """numba.njit, kept on disk where that can be: compiling takes seconds, loading does not."""
+
+    def decorate(function):
+        try:
+            return numba.njit(cache=True, error_model="numpy", **options)(function)
+        except RuntimeError:  # neither the package's folder nor the user's can be written
+            return numba.njit(error_model="numpy", **options)(function)
+
+    return decorate
