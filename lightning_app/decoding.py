@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_app.gpt import GPT, KVCache
+from lightning_app.hardware import multiplies_bf16
 from lightning_app.kernels import (
     activate_rows,
     add_rows,
@@ -109,10 +110,7 @@ def as_array(x: Tensor) -> NDArray:
 def product(matrix: Tensor, rows: int) -> Callable[[Tensor], Tensor]:
     """x (rows, columns) -> x @ matrix.mT; oneDNN's with the matrix laid out beforehand, which is
     1.2 to 2 times as fast."""
-    knows = torch.backends.mkldnn.is_available()
-    if knows and matrix.dtype == torch.bfloat16:
-        knows = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    if not knows:
+    if not torch.backends.mkldnn.is_available():
         return lambda x: x @ matrix.mT
     packed = torch.ops.mkldnn._reorder_linear_weight(matrix, rows)
     return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
@@ -125,19 +123,18 @@ class Engine:
         gpt: The network, float32, which is not changed.
         rows: B.
         weights: float32 gives the network's own text. With bfloat16 and int8 several texts go
-            through bfloat16 products and keep keys and values in as few bytes as weights; one text
-            stays in float32 but for the weights.
+            through bfloat16 products, where the CPU has them, and keep keys and values in as few
+            bytes as weights; one text stays in float32 but for the weights.
     """
 
     def __init__(self, gpt: GPT, rows: int, weights: Weights = "float32") -> None:
         c = gpt.config
         self.gpt, self.rows = gpt, rows
         self.packed = pack(gpt, weights)
-        self.dtype = torch.float32 if weights == "float32" or rows == 1 else torch.bfloat16
+        narrow = weights != "float32" and rows > 1
+        self.dtype = torch.bfloat16 if narrow and multiplies_bf16("cpu") else torch.float32
         shape = (c.n_layer, rows, c.n_kv_head, c.block_size, c.head_dim)
-        kept = np.float32 if self.dtype == torch.float32 else np.uint16
-        if weights == "int8" and rows > 1:
-            kept = np.int8
+        kept = {"bfloat16": np.uint16, "int8": np.int8}[weights] if narrow else np.float32
         self.cache = Cache(
             *(np.zeros(shape, dtype=kept) for _ in "kv"),
             *(np.ones(shape[:-1], dtype=np.float32) for _ in "kv"),
@@ -155,8 +152,8 @@ class Engine:
 
     def product(self, matrix: NDArray) -> Callable[[Tensor], Tensor]:
         w = torch.from_numpy(matrix)
-        w = w.view(torch.bfloat16) if w.dtype == torch.uint16 else w.to(self.dtype)
-        return product(w, self.rows)
+        w = w.view(torch.bfloat16) if w.dtype == torch.uint16 else w
+        return product(w.to(self.dtype), self.rows)
 
     def read(self, rows: Sequence[int], windows: Sequence[Sequence[int]]) -> None:
         """Forget what `rows` hold and read a window into each; PyTorch does, a window that several
@@ -180,7 +177,8 @@ class Engine:
                 codes, scale[:, rows] = quantize(x)
                 kept[:, rows] = codes
             else:
-                kept[:, rows] = as_array(x.to(self.dtype))
+                narrow = x.bfloat16() if kept.dtype == np.uint16 else x.float()
+                kept[:, rows] = as_array(narrow)
 
     def write(
         self, tokens: NDArray, uniform: NDArray, seen: NDArray, choice: tuple

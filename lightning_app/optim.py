@@ -23,6 +23,7 @@ from torch.optim.adamw import adamw
 
 from lightning_app.errors import UserError
 from lightning_app.gpt import GPT
+from lightning_app.hardware import multiplies_bf16
 
 # How much of the past a running average keeps: all of it would never move.
 Memory = restricted_number_type("Memory", float, [(">=", 0), ("<", 1)])
@@ -114,15 +115,14 @@ QUINTICS = ((7.7110, -22.1138, 16.2487), (3.6618, -2.7402, 0.5386), (2.6987, -2.
 
 
 def orthogonalize(g: Tensor) -> Tensor:
-    """Roughly the orthogonal factor of each matrix in g (N, rows <= columns, columns), bfloat16.
+    """Roughly the orthogonal factor of each matrix in g (N, rows <= columns, columns), in g's type.
 
     Singular values end within 0.71..1.29, down to a hundredth of the Schatten 4-norm. That norm is
     the Frobenius norm of the first product, so it costs nothing, and lies closer above the largest
     singular value than the matrix's own Frobenius norm: it saves one of Muon's five steps, better
     polynomials another.
     """
-    x = g.bfloat16()
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    x = g / (g.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     a = x @ x.mT
     norm = a.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-6)  # a zero matrix stays zero
     a, x = a / norm, x * norm.rsqrt()
@@ -141,14 +141,16 @@ def muon_step(
     lr: Tensor,
     momentum: float,
     weight_decay: float,
+    dtype: torch.dtype,
 ) -> None:
-    """One step of Muon, in place, for matrices that all have one shape or its transpose."""
+    """One step of Muon, in place, for matrices that all have one shape or its transpose; they are
+    orthogonalized in `dtype`."""
     lying = []  # on their long side
     for grad, memory in zip(grads, momenta, strict=True):
         memory.lerp_(grad, 1 - momentum)
         update = grad.lerp(memory, momentum)  # Nesterov
         lying.append(update.mT if update.size(0) > update.size(1) else update)
-    for p, update in zip(params, orthogonalize(torch.stack(lying)), strict=True):
+    for p, update in zip(params, orthogonalize(torch.stack(lying).to(dtype)), strict=True):
         rows, columns = p.shape
         scale = max(1.0, rows / columns) ** 0.5  # the same RMS change per output
         update = (update.mT if rows > columns else update).to(p.dtype)
@@ -187,9 +189,11 @@ class MuonAdamW(torch.optim.Optimizer):
                 self.state[p]["momentum"] = torch.zeros_like(p)
             shapes.setdefault(tuple(sorted(p.shape)), []).append(p)
         lr = torch.tensor(group["lr"])  # a number would be compiled in
+        dtype = torch.bfloat16 if multiplies_bf16(params[0].device.type) else torch.float32
+        constants = group["momentum"], group["weight_decay"], dtype
         for same in shapes.values():
             grads, momenta = [p.grad for p in same], [self.state[p]["momentum"] for p in same]
-            self.muon_step(same, grads, momenta, lr, group["momentum"], group["weight_decay"])
+            self.muon_step(same, grads, momenta, lr, *constants)
 
     def adamw(self, group: dict, params: list[Tensor]) -> None:
         for p in params:

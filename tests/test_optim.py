@@ -110,12 +110,13 @@ def test_adamw_groups_move_as_torchs_adamw():
 # Muon.
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(16, 16), (16, 48), (48, 16), (1, 8), (32, 40)])
-def test_orthogonalize_brings_every_singular_value_near_1(shape):
+def test_orthogonalize_brings_every_singular_value_near_1(shape, dtype):
     for scale in (1e-3, 1.0, 1e3):
         g = scale * randn(3, *shape, seed=3)
         lying = g.mT if shape[0] > shape[1] else g
-        singular = torch.linalg.svdvals(orthogonalize(lying).float())
+        singular = torch.linalg.svdvals(orthogonalize(lying.to(dtype)).float())
         assert singular.min() > 0.6
         assert singular.max() < 1.31
 
@@ -125,7 +126,7 @@ def test_orthogonalize_lifts_directions_of_a_hundredth_part(smallest):
     u, _, vt = torch.linalg.svd(randn(2, 48, 96, seed=6), full_matrices=False)
     singular = torch.logspace(0, math.log10(smallest), 48)
     singular /= singular.pow(4).sum() ** 0.25
-    lifted = u.mT @ orthogonalize(u * singular @ vt).float() @ vt.mT
+    lifted = u.mT @ orthogonalize((u * singular @ vt).bfloat16()).float() @ vt.mT
     assert lifted.diagonal(dim1=1, dim2=2).min() > 0.65
     assert lifted.diagonal(dim1=1, dim2=2).max() < 1.31
 
@@ -141,6 +142,17 @@ def test_muon_steps_against_the_orthogonal_factor_of_the_gradient(shape):
     assert (inside.diag() > 0.6).all()
     assert (inside.diag() < 1.3).all()
     assert (inside - inside.diag().diag()).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("hardware", [True, False])
+def test_muon_multiplies_in_bfloat16_only_where_the_hardware_does(monkeypatch, hardware):
+    seen = []
+    monkeypatch.setattr(optim, "multiplies_bf16", lambda accelerator: hardware)
+    monkeypatch.setattr(optim, "orthogonalize", lambda g: seen.append(g.dtype) or g)
+    p = randn(4, 6).requires_grad_()
+    p.grad = torch.ones_like(p)
+    MuonAdamW([muon_group([p], lr=0.1)]).step()
+    assert seen == [torch.bfloat16 if hardware else torch.float32]
 
 
 def test_muon_moves_a_matrix_the_same_alone_and_among_others():
