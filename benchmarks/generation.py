@@ -164,14 +164,16 @@ def main() -> None:
                 one["llama2.c"] = llama2c(args.llama2c, shape, folder)
                 one["llama2.c native"] = llama2c(args.llama2c, shape, folder, "-march=native")
             compare(f"{name}, one", one, args.rounds)
-            rate = hardware.product_rate("cpu", "bf16", seconds=1.0)
+            precision = hardware.choose_precision("cpu")
+            rate = hardware.product_rate("cpu", precision, seconds=1.0)
             many = {weights: ours(gpt, weights, 64) for weights in get_args(Weights)}
             many["transformers"] = transformers(pool, gpt, folder / name, 64)
             medians = compare(f"{name}, 64", many, min(3, args.rounds))
             for weights in get_args(Weights):
                 share = medians[weights] * 2 * parameters / rate
                 print(
-                    f"{name}, 64     {weights} is at {share:.0%} of {rate / 1e9:.0f} GFLOP/s (bf16)"
+                    f"{name}, 64     {weights} is at {share:.0%} of {rate / 1e9:.0f} GFLOP/s "
+                    f"({precision})"
                 )
 
 

@@ -2,10 +2,10 @@
 
     python benchmarks/train.py tiny_shakespeare --seeds 1 2 3 [--trainer.max_steps 100 ...]
 
-Each row: seed, the machine's measured product rate in bf16, seconds from process start to the end
-of `fit`, of these in training steps, best val/loss, and for tiny Shakespeare nanoGPT's figure (see
-`nanogpt_figure`). With --keep finished runs are scored, not trained again, and a run cut short
-goes on: long ones fit into several sittings.
+Each row: seed, the machine's measured product rate (in bf16 where it has that), seconds from
+process start to the end of `fit`, of these in training steps, best val/loss, and for tiny
+Shakespeare nanoGPT's figure (see `nanogpt_figure`). With --keep finished runs are scored, not
+trained again, and a run cut short goes on: long ones fit into several sittings.
 """
 
 import argparse
@@ -73,11 +73,13 @@ def main() -> None:
         "--keep", action="store_true", help="go on with earlier runs of these seeds"
     )
     args, overrides = parser.parse_known_args()  # what it does not know goes to fit
-    print("seed  GFLOP/s  seconds  in steps  val/loss  nanoGPT's figure")
     accelerator = hardware.choose_accelerator("auto")
+    precision = hardware.choose_precision(accelerator)
+    print(f"{accelerator}, {precision}")
+    print("seed  GFLOP/s  seconds  in steps  val/loss  nanoGPT's figure")
     figures = []
     for seed in args.seeds:
-        rate = hardware.product_rate(accelerator, "bf16", seconds=1.0) / 1e9
+        rate = hardware.product_rate(accelerator, precision, seconds=1.0) / 1e9
         run = f"bench_{Path(args.config).stem}_{seed}"
         command = [sys.executable, str(ROOT / "main.py"), "fit", "--config", args.config]
         command += ["--run", run, "--seed_everything", str(seed)]

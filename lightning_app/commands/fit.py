@@ -41,8 +41,8 @@ TRAINER_DEFAULTS = {
 }
 OF_ONE_CALL = ("config", "run", "fresh", "debug", "ckpt_path")  # not part of a run's config.yaml
 DAMAGE = (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError)
-EAGER_EFFICIENCY, COMPILED_EFFICIENCY = 0.2, 0.45  # of the product rate; measured on two CPU cores
 COMPILE_SECONDS = 15  # with the cache cold 20 to 60, warm 3
+EAGER = 2  # how much longer a step takes that is not compiled
 
 
 class Parser(FriendlyErrors, LightningArgumentParser):
@@ -218,19 +218,18 @@ class FitCLI(LightningCLI):
                 "--compile true finds no C++ compiler with Python's headers (Debian: apt install "
                 "g++ python3-dev); install them, or leave --compile at auto"
             )
-        rate = hardware.product_rate(self.accelerator, precision)
-        c = self.config
+        c, gpt = self.config, self.model.gpt.config
         characters = c.trainer.max_steps * c.trainer.accumulate_grad_batches
         characters *= c.data.batch_size * c.data.block_size
-        flops = characters * self.model.gpt.config.flops_per_character()
-        eager = flops / (rate * EAGER_EFFICIENCY)
+        per_flop = hardware.seconds_per_flop(self.accelerator, precision, gpt.n_embd)
+        compiled = characters * gpt.flops_per_character() * per_flop
         compiles = wanted is True or (
             wanted == "auto"
             and not self.dev_run
             and hardware.can_compile(self.accelerator)
-            and eager > 10 * COMPILE_SECONDS
+            and EAGER * compiled > 10 * COMPILE_SECONDS
         )
-        return compiles, flops / (rate * COMPILED_EFFICIENCY) if compiles else eager
+        return compiles, compiled if compiles else EAGER * compiled
 
     def loggers(self, given: Logger | list[Logger] | bool | None) -> list[Logger]:
         """TensorBoard in the run's folder, unless the Trainer's flag says otherwise."""

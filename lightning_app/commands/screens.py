@@ -4,7 +4,7 @@ import shlex
 import time
 from typing import TYPE_CHECKING
 
-from lightning_app import checkpoints, runs
+from lightning_app import checkpoints, hardware, runs
 from lightning_app.generation import GenerateOptions, complete
 from lightning_app.metrics import figures
 
@@ -36,9 +36,11 @@ def before(cli: "FitCLI") -> list[str]:
     steps = cli.trainer.max_steps
     if cli.point:
         steps -= cli.point[1][checkpoints.SECTION]["step"]
-    seconds = cli.seconds * steps / cli.trainer.max_steps
-    time_needed = f"about {seconds / 60:.1f} minutes" if seconds >= 60 else "less than a minute"
-    compiled = ", compiled" if facts["compile"] else ""
+    seconds = cli.seconds * steps / cli.config.trainer.max_steps
+    time_needed = f"about {seconds / 60:.0f} minutes" if seconds >= 90 else "about a minute or less"
+    how = ", compiled" if facts["compile"] else ""
+    if facts["precision"].startswith("bf16") and not hardware.multiplies_bf16(cli.accelerator):
+        how += " (bfloat16 is emulated here, slowly; 32-true is faster)"
     units = "bytes" if data.unit == "byte" else "characters"
     return [
         f"corpus     {data.corpus}: {len(data.text.ids):,} {units} ({sizes})",
@@ -46,7 +48,7 @@ def before(cli: "FitCLI") -> list[str]:
         f"alphabet   {len(data.alphabet)} {units}",
         f"network    {parameters / 1e6:.2f} M parameters: {gpt.config.n_layer} layers, "
         f"{gpt.config.n_head} heads, width {gpt.config.n_embd}, context {gpt.config.block_size}",
-        f"device     {cli.accelerator}, {facts['precision']}{compiled}",
+        f"device     {cli.accelerator}, {facts['precision']}{how}",
         f"training   {steps:,} steps of {facts['global_batch'] * facts['block_size']:,} "
         f"{units}, {time_needed}",
         *(LONG_VALIDATION if validation_is_long(cli) else ()),
