@@ -205,6 +205,15 @@ def test_the_seed_used_is_said_and_gives_the_same_text(trained, main, monkeypatc
     assert main("predict", "--prompt", "o", "--seed_everything", seed).out == first.out
 
 
+def test_a_prompt_with_unknown_characters_gets_one_line_and_no_seed(trained, main, monkeypatch):
+    monkeypatch.chdir(trained.folder)
+    done = main("predict", "--prompt", "\u4e16")
+    assert done.code == 2
+    assert not done.out
+    assert done.err.startswith("error: the prompt has characters the model never saw")
+    assert done.err.count("\n") == 1
+
+
 def test_predict_takes_the_configs_generate_group(trained, main, monkeypatch):
     monkeypatch.chdir(trained.folder)
     assert len(main("predict", "--config", "tiny.yaml", "--prompt", "o").out) == 1 + 40 + 1

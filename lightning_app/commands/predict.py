@@ -68,15 +68,17 @@ def main(argv: list[str]) -> int:
     prompts = read_prompts(config)
     name = runs.run_name(config.run or values.get("run"), configs)
     trained = checkpoints.load(runs.find_checkpoint(config.ckpt_path, name))
-    seed = config.seed_everything
-    if seed is None:
-        seed = secrets.randbelow(2**32)
-        print(f"seed {seed} (--seed_everything {seed} writes this again)", file=sys.stderr)
+    for prompt in prompts:
+        trained.tokenizer.encode(prompt, "the prompt")  # raises before anything is printed
     if config.weights != "float32" and trainer_flags:
         raise UserError(
             f"--weights {config.weights} is not for --trainer flags; use --trainer.precision"
         )
     training = training_text(trained) if config.check_overlap else None
+    seed = config.seed_everything
+    if seed is None:
+        seed = secrets.randbelow(2**32)
+        print(f"seed {seed} (--seed_everything {seed} writes this again)", file=sys.stderr)
     if trainer_flags:
         texts = predict_with_trainer(parser, config, trained, prompts, options, seed)
         print(f"\n{SEPARATOR}\n".join(texts))
@@ -149,11 +151,8 @@ def write(
 ) -> list[str]:
     """Generate and print: a single text as it is made, several one after the other. Returns them,
     prompts included."""
-    gpt, tokenizer = trained.gpt, trained.tokenizer
     count = len(prompts) * num_samples
     several = count > 1
-    for prompt in prompts:
-        tokenizer.encode(prompt, "the prompt")  # raises before anything is printed
     bar = tqdm(
         total=options.max_new_tokens * -(-count // TOGETHER),
         desc="writing",
@@ -175,7 +174,15 @@ def write(
         sys.stdout.write(prompts[0])
     starts = (prompt for prompt in prompts for _ in range(num_samples))
     completed = complete(
-        gpt, tokenizer, prompts, options, seed, num_samples, trained.unigram, show, weights
+        trained.gpt,
+        trained.tokenizer,
+        prompts,
+        options,
+        seed,
+        num_samples,
+        trained.unigram,
+        show,
+        weights,
     )
     texts = []
     for start, text in zip(starts, completed, strict=True):
