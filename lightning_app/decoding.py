@@ -90,8 +90,8 @@ def pack(gpt: GPT, weights: Weights = "float32") -> Packed:
             np.ones(gpt.config.vocab_size, dtype=np.float32),
             as_array(torch.stack([a.q_norm.weight for _, a, _, _ in blocks]).float()),
             as_array(torch.stack([a.k_norm.weight for _, a, _, _ in blocks]).float()),
-            as_array(gpt.cos[:, 0].float()),
-            as_array(gpt.sin[:, 0].float()),
+            as_array(gpt.cos.float()),
+            as_array(gpt.sin.float()),
         )
 
 

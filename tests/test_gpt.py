@@ -48,16 +48,27 @@ def close(a: Tensor, b: Tensor) -> None:
     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
+def reference(gpt: GPT) -> Qwen3ForCausalLM:
+    qwen3 = Qwen3ForCausalLM(Qwen3Config(**qwen3_config(gpt))).eval()
+    qwen3.load_state_dict({qwen3_name(n): w for n, w in gpt.state_dict().items()})
+    return qwen3
+
+
 @pytest.mark.parametrize("piece", [128, 12, 5, 1])  # queries at a time: all, or fewer
 @every_kind
-@torch.no_grad()
-def test_logits_are_those_of_transformers_qwen3(kind, piece, monkeypatch):
+def test_logits_and_gradients_are_those_of_transformers_qwen3(kind, piece, monkeypatch):
     monkeypatch.setattr(gpt_module, "PIECE", piece)
     gpt = filled(**KINDS[kind])
-    reference = Qwen3ForCausalLM(Qwen3Config(**qwen3_config(gpt))).eval()
-    reference.load_state_dict({qwen3_name(n): w for n, w in gpt.state_dict().items()})
+    qwen3 = reference(gpt)
     idx = text(gpt, 3, gpt.config.block_size)
-    close(gpt(idx), reference(idx).logits)
+    logits, expected = gpt(idx), qwen3(idx).logits
+    close(logits, expected)
+    for x in (logits, expected):
+        x.square().mean().backward()  # every logit's gradient is another
+    gradients = {qwen3_name(name): p.grad for name, p in gpt.named_parameters()}
+    for name, p in qwen3.named_parameters():
+        assert p.grad.norm() > 1e-3
+        torch.testing.assert_close(gradients[name], p.grad, rtol=1e-4, atol=1e-4 * p.grad.norm())
 
 
 @every_kind
@@ -97,7 +108,7 @@ def test_at_initialisation_every_block_is_the_identity(kind):
     x = torch.randn(2, 5, gpt.config.n_embd)
     future = torch.ones(5, 5, dtype=torch.bool).triu(1)
     for block in gpt.blocks:
-        assert torch.equal(block(x, gpt.cos[None, :5], gpt.sin[None, :5], future), x)
+        assert torch.equal(block(x, gpt.cos[:5], gpt.sin[:5], future), x)
 
 
 def test_at_initialisation_every_block_can_learn():
@@ -208,6 +219,19 @@ def test_mixed_precision_moves_logits_by_rounding_only():
         mixed = gpt(idx)
     assert dtypes == {mixed.dtype} == {torch.bfloat16}  # half the memory, all the way through
     assert 0 < (mixed - exact).norm() < 0.05 * exact.norm()
+
+
+def test_mixed_precision_moves_gradients_by_rounding_only():
+    gpt = filled()
+    idx = text(gpt, 3, gpt.config.block_size)
+    gradients = []
+    for mixed in (False, True):
+        gpt.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+            gpt(idx).float().square().mean().backward()
+        gradients.append([p.grad for p in gpt.parameters()])
+    for exact, rounded in zip(*gradients, strict=True):
+        assert 0 < (exact - rounded).norm() < 0.2 * exact.norm()  # autograd's own: 0.15
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5])
