@@ -177,8 +177,7 @@ class Engine:
                 codes, scale[:, rows] = quantize(x)
                 kept[:, rows] = codes
             else:
-                narrow = x.bfloat16() if kept.dtype == np.uint16 else x.float()
-                kept[:, rows] = as_array(narrow)
+                kept[:, rows] = as_array(x.bfloat16() if kept.dtype == np.uint16 else x.float())
 
     def write(
         self, tokens: NDArray, uniform: NDArray, seen: NDArray, choice: tuple

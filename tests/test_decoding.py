@@ -11,6 +11,7 @@ import pytest
 import torch
 from test_generation import TOKENIZER, UNIGRAM, V, network, options
 
+from lightning_app import decoding
 from lightning_app.compiling import compiled
 from lightning_app.decoding import Engine, as_array
 from lightning_app.generation import (
@@ -67,8 +68,11 @@ def test_logits_are_the_networks_at_every_position(kind, threads, rows):
 
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+@pytest.mark.parametrize("plain_cpu", [False, True])  # without bfloat16 products
 @torch.no_grad()
-def test_smaller_weights_move_logits_by_rounding_only(weights, rows):
+def test_smaller_weights_move_logits_by_rounding_only(weights, rows, plain_cpu, monkeypatch):
+    if plain_cpu:
+        monkeypatch.setattr(decoding, "multiplies_bf16", lambda accelerator: False)
     gpt = network(block_size=20)
     ids = text(rows, 20)
     expected = gpt(ids)

@@ -39,7 +39,8 @@ def before(cli: "FitCLI") -> list[str]:
     seconds = cli.seconds * steps / cli.config.trainer.max_steps
     time_needed = f"about {seconds / 60:.0f} minutes" if seconds >= 90 else "about a minute or less"
     how = ", compiled" if facts["compile"] else ""
-    if facts["precision"].startswith("bf16") and not hardware.multiplies_bf16(cli.accelerator):
+    on_cpu = cli.accelerator == "cpu"
+    if on_cpu and facts["precision"].startswith("bf16") and not hardware.multiplies_bf16("cpu"):
         how += " (bfloat16 is emulated here, slowly; 32-true is faster)"
     units = "bytes" if data.unit == "byte" else "characters"
     return [
