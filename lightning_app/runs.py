@@ -112,6 +112,11 @@ def known_runs() -> list[str]:
 def newest_run() -> str:
     """The run with the newest best.ckpt. Raises UserError when there is none."""
     found = sorted(LOGS.glob("*/checkpoints/best.ckpt"), key=lambda p: p.stat().st_mtime)
+    if not found and (unfinished := known_runs()):
+        raise UserError(
+            f"run {unfinished[0]} has no best.ckpt before its first validation; fit on, or take "
+            f"--run {unfinished[0]} --ckpt_path last"
+        )
     if not found:
         raise UserError(f"no trained run under {LOGS}/; train one: python main.py fit")
     return found[-1].parent.parent.name

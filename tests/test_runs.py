@@ -216,7 +216,7 @@ def test_the_newest_run_is_that_of_the_newest_best_checkpoint():
 def test_without_a_run_there_is_no_newest():
     assert "main.py fit" in refusal(runs.newest_run)
     written("logs/d/checkpoints/last.ckpt")
-    refusal(runs.newest_run)
+    assert "--run d --ckpt_path last" in refusal(runs.newest_run)
 
 
 # Which checkpoint.
