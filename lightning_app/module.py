@@ -17,8 +17,8 @@ from lightning_app.optim import (
     MuonAdamW,
     OptimOptions,
     ScheduleOptions,
-    learning_rate_scale,
     parameter_groups,
+    set_rates,
     window_size,
 )
 from lightning_app.tokenizer import Tokenizer
@@ -119,9 +119,8 @@ class CharGPT(L.LightningModule):
         torch.default_generator.manual_seed(seed)
         if self.device.type != "cpu":
             getattr(torch, self.device.type).manual_seed(seed)
-        scale = learning_rate_scale(self.global_step, self.trainer.max_steps, self.schedule)
-        for group in self.trainer.optimizers[0].param_groups:
-            group["lr"] = group["peak_lr"] * scale
+        groups = self.trainer.optimizers[0].param_groups
+        set_rates(groups, self.global_step, self.trainer.max_steps, self.schedule)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         losses, targets = self.losses(batch)

@@ -39,6 +39,8 @@ class OptimOptions:
         muon_learning_rate: Muon's peak learning rate, for a square matrix.
         weight_decay: Decoupled decay of the matrices, per unit of learning rate; gains and
             embedding have none.
+        final_weight_decay: What weight_decay grows to, evenly over the run; null keeps it constant.
+            What a network has seen many times it learns by heart last, so it is held back last.
         beta1: AdamW's memory of gradients.
         beta2: AdamW's memory of squared gradients.
         momentum: Muon's (Nesterov) momentum.
@@ -50,6 +52,7 @@ class OptimOptions:
     learning_rate: PositiveFloat = 3e-3
     muon_learning_rate: PositiveFloat = 0.03
     weight_decay: NonNegativeFloat = 0.0
+    final_weight_decay: NonNegativeFloat | None = None
     beta1: Memory = 0.9
     beta2: Memory = 0.95
     momentum: Memory = 0.95
@@ -139,8 +142,8 @@ def muon_step(
     grads: list[Tensor],
     momenta: list[Tensor],
     lr: Tensor,
+    weight_decay: Tensor,
     momentum: float,
-    weight_decay: float,
     dtype: torch.dtype,
 ) -> None:
     """One step of Muon, in place, for matrices that all have one shape or its transpose; they are
@@ -188,12 +191,11 @@ class MuonAdamW(torch.optim.Optimizer):
             if not self.state[p]:
                 self.state[p]["momentum"] = torch.zeros_like(p)
             shapes.setdefault(tuple(sorted(p.shape)), []).append(p)
-        lr = torch.tensor(group["lr"])  # a number would be compiled in
+        rates = [torch.tensor(group[name]) for name in ("lr", "weight_decay")]  # not compiled in
         dtype = torch.bfloat16 if multiplies_bf16(params[0].device.type) else torch.float32
-        constants = group["momentum"], group["weight_decay"], dtype
         for same in shapes.values():
             grads, momenta = [p.grad for p in same], [self.state[p]["momentum"] for p in same]
-            self.muon_step(same, grads, momenta, lr, *constants)
+            self.muon_step(same, grads, momenta, *rates, group["momentum"], dtype)
 
     def adamw(self, group: dict, params: list[Tensor]) -> None:
         for p in params:
@@ -220,7 +222,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
 def parameter_groups(gpt: GPT, options: OptimOptions) -> list[dict]:
     """Every parameter in exactly one group: the blocks' matrices, and the rest (embedding, head and
-    gains; the head's matrix decays). `peak_lr` is what the schedule scales into `lr`."""
+    gains; the head's matrix decays), at the rates of a first step without warmup."""
     matrices = [p for p in gpt.blocks.parameters() if p.ndim == 2]
     head = [] if gpt.config.tie_embeddings else [gpt.lm_head.weight]
     taken = {id(p) for p in matrices + head}
@@ -228,13 +230,28 @@ def parameter_groups(gpt: GPT, options: OptimOptions) -> list[dict]:
     muon = options.name == "muon"
     adam = {"muon": False, "peak_lr": options.learning_rate}
     adam |= {"beta1": options.beta1, "beta2": options.beta2}
-    first = adam
+    matrix = adam
     if muon:
-        first = {"muon": True, "peak_lr": options.muon_learning_rate, "momentum": options.momentum}
+        matrix = {"muon": True, "peak_lr": options.muon_learning_rate, "momentum": options.momentum}
+    final = options.final_weight_decay
+    decay = {"first_decay": options.weight_decay}
+    decay["final_decay"] = options.weight_decay if final is None else final
+    spared = {"first_decay": 0.0, "final_decay": 0.0}
     groups = [
-        {"name": "blocks", "params": matrices, "weight_decay": options.weight_decay, **first},
-        {"name": "head", "params": head, "weight_decay": options.weight_decay, **adam},
-        {"name": "embedding_and_gains", "params": rest, "weight_decay": 0.0, **adam},
+        {"name": "blocks", "params": matrices, **matrix, **decay},
+        {"name": "head", "params": head, **adam, **decay},
+        {"name": "embedding_and_gains", "params": rest, **adam, **spared},
     ]
     assert sum(len(g["params"]) for g in groups) == len(list(gpt.parameters()))
-    return [group | {"lr": group["peak_lr"]} for group in groups if group["params"]]
+    groups = [group for group in groups if group["params"]]
+    set_rates(groups, 0, 1, ScheduleOptions("constant", warmup_steps=0))
+    return groups
+
+
+def set_rates(groups: list[dict], step: int, max_steps: int, options: ScheduleOptions) -> None:
+    """Give groups of parameters the learning rate and weight decay of a step (0 is the first)."""
+    scale = learning_rate_scale(step, max_steps, options)
+    for group in groups:
+        group["lr"] = group["peak_lr"] * scale
+        growth = group["final_decay"] - group["first_decay"]
+        group["weight_decay"] = group["first_decay"] + growth * step / max_steps

@@ -17,6 +17,7 @@ from lightning_app.optim import (
     learning_rate_scale,
     orthogonalize,
     parameter_groups,
+    set_rates,
     window_size,
 )
 
@@ -177,6 +178,7 @@ def test_muons_momentum_is_nesterovs(monkeypatch):
     p = start.clone().requires_grad_()
     optimizer = MuonAdamW([muon_group([p], lr=0.1, momentum=0.8, weight_decay=0.5)])
     monkeypatch.setattr(optim, "orthogonalize", lambda g: g)
+    monkeypatch.setattr(optim, "multiplies_bf16", lambda accelerator: False)
     expected, momentum = start.clone(), torch.zeros(3, 3)
     for step in range(4):
         p.grad = randn(3, 3, seed=step)
@@ -347,6 +349,26 @@ def test_an_extended_run_has_the_schedule_of_a_run_begun_at_that_length(options)
     assert [learning_rate_scale(i, 80, options) for i in reversed(range(80))] == fresh[::-1]
     before_any_decay = round(40 * (1 - options.decay_fraction))
     assert scales(options, 40)[:before_any_decay] == fresh[:before_any_decay]
+
+
+@every_split
+def test_rates_are_those_of_the_step_and_weight_decay_grows_evenly(name, tied):
+    groups = parameter_groups(network(tied), OptimOptions(name, 0.5, 0.25, 0.1, 0.5))
+    schedule = ScheduleOptions(warmup_steps=0, decay_fraction=1.0)
+    for step, scale in ((0, 1.0), (10, 0.75), (39, 1 / 40), (10, 0.75)):
+        set_rates(groups, step, 40, schedule)
+        for group in groups:
+            assert group["lr"] == pytest.approx(scale * (0.25 if group["muon"] else 0.5))
+            spared = group["name"] == "embedding_and_gains"
+            decay = 0.0 if spared else 0.1 + 0.4 * step / 40
+            assert group["weight_decay"] == pytest.approx(decay)
+
+
+def test_weight_decay_is_constant_unless_it_is_to_grow():
+    groups = parameter_groups(network(), OptimOptions(weight_decay=0.3))
+    for step in (0, 20, 39):
+        set_rates(groups, step, 40, ScheduleOptions())
+        assert [group["weight_decay"] for group in groups] == [0.3, 0.3, 0.0]
 
 
 # Windows.
