@@ -42,7 +42,7 @@ class Alternate(Callback):
             began = time.perf_counter()
             for batch in batches:
                 with trainer.precision_plugin.forward_context():
-                    loss = pl_module.losses(batch)[0].mean()
+                    loss = pl_module.losses(*batch).mean()
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(pl_module.parameters(), trainer.gradient_clip_val)
                 optimizer.step()

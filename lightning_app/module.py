@@ -21,6 +21,7 @@ from lightning_app.optim import (
     set_rates,
     window_size,
 )
+from lightning_app.pieces import MeanLoss, rows_of_piece
 from lightning_app.tokenizer import Tokenizer
 from lightning_app.windows import keys
 
@@ -123,14 +124,19 @@ class CharGPT(L.LightningModule):
         set_rates(groups, self.global_step, self.trainer.max_steps, self.schedule)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        losses, targets = self.losses(batch)
-        self.train_loss.update(losses, targets)
-        return losses.mean()
-
-    def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The shared step: nats per character and targets, (B * T,) each."""
         idx, targets = batch
-        return loss_per_character(self.gpt(idx), targets), targets.flatten()
+        rows = rows_of_piece(*idx.shape)
+        if rows < len(idx) and self.device.type == "cpu" and self.device_mesh is None:
+            mean, losses = MeanLoss.apply(self.losses, idx, targets, rows, *self.gpt.parameters())
+        else:
+            losses = self.losses(idx, targets)
+            mean = losses.mean()
+        self.train_loss.update(losses, targets)
+        return mean
+
+    def losses(self, idx: Tensor, targets: Tensor) -> Tensor:
+        """The shared step: nats of each character, (B * T,)."""
+        return loss_per_character(self.gpt(idx), targets)
 
     def configure_gradient_clipping(
         self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None
@@ -153,7 +159,7 @@ class CharGPT(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         metric = self.train_piece_loss if dataloader_idx else self.eval_loss
-        metric.update(*self.losses(batch))
+        metric.update(self.losses(*batch), batch[1])
 
     def on_validation_epoch_end(self) -> None:
         loss = float(self.eval_loss.compute())
@@ -166,7 +172,7 @@ class CharGPT(L.LightningModule):
         self.eval_loss.reset()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self.eval_loss.update(*self.losses(batch))
+        self.eval_loss.update(self.losses(*batch), batch[1])
 
     def on_test_epoch_end(self) -> None:
         loss = float(self.eval_loss.compute())
