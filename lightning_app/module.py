@@ -126,11 +126,13 @@ class CharGPT(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         idx, targets = batch
         rows = rows_of_piece(*idx.shape)
-        if rows < len(idx) and self.device.type == "cpu" and self.device_mesh is None:
-            mean, losses = MeanLoss.apply(self.losses, idx, targets, rows, *self.gpt.parameters())
-        else:
+        whole = rows == len(idx) or self.device.type != "cpu"
+        whole |= self.device_mesh is not None  # FSDP2 sums gradients in hooks of its own
+        if whole:
             losses = self.losses(idx, targets)
             mean = losses.mean()
+        else:
+            mean, losses = MeanLoss.apply(self.losses, idx, targets, rows, *self.gpt.parameters())
         self.train_loss.update(losses, targets)
         return mean
 
