@@ -82,7 +82,7 @@ def our_speed(text: Path, shape: dict, folder: Path, optimizer: str) -> float:
     flags |= {"trainer.log_every_n_steps": shape["steps"] // 6}
     command = [sys.executable, str(ROOT / "main.py"), "fit"]
     command += [f"--{k}={v}" for k, v in flags.items()]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
     board = EventAccumulator(str(folder / "logs" / "throughput"))
     board.Reload()
     speeds = [x.value for x in board.Scalars("train/characters_per_second")]

@@ -85,7 +85,7 @@ def main() -> None:
         command += ["--run", run, "--seed_everything", str(seed)]
         command += [] if args.keep else ["--fresh", "true"]
         began = time.perf_counter()
-        subprocess.run([*command, *overrides], check=True, capture_output=True)
+        subprocess.run([*command, *overrides], check=True, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - began
         folder = Path("logs") / run
         best = folder / "checkpoints" / "best.ckpt"
