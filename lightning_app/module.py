@@ -12,7 +12,7 @@ from lightning_app.data import Batch
 from lightning_app.errors import UserError
 from lightning_app.generation import GenerateOptions, complete
 from lightning_app.gpt import GPT, GPTConfig, loss_per_character
-from lightning_app.hardware import compile_safely
+from lightning_app.hardware import set_up_compiler
 from lightning_app.metrics import CharacterLoss, figures
 from lightning_app.optim import (
     MuonAdamW,
@@ -97,7 +97,7 @@ class CharGPT(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         if self.compile_network and stage == "fit":
-            compile_safely()
+            set_up_compiler()
             self.gpt.compile(dynamic=False)  # in place: the state_dict keeps its names
 
     def configure_optimizers(self) -> MuonAdamW:

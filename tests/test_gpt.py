@@ -15,7 +15,7 @@ from lightning_app import gpt as gpt_module
 from lightning_app.errors import UserError
 from lightning_app.export import qwen3_config, qwen3_name
 from lightning_app.gpt import GPT, GPTConfig, KVCache, loss_per_character
-from lightning_app.hardware import can_compile, compile_safely, multiplies_bf16
+from lightning_app.hardware import can_compile, multiplies_bf16, set_up_compiler
 
 SIZES = {"vocab_size": 11, "block_size": 12, "n_layer": 3, "n_head": 4, "n_embd": 32}
 SIZES |= {"mlp_size": 40}
@@ -238,7 +238,7 @@ def test_mixed_precision_moves_gradients_by_rounding_only():
 @pytest.mark.skipif(not can_compile("cpu"), reason="needs a C++ compiler")
 def test_compiled_gradients_are_the_eager_ones_but_for_rounding():
     """At the recipes' proportions: GCC has got the copies of such sizes wrong."""
-    compile_safely()
+    set_up_compiler()
     gpt = filled(vocab_size=65, block_size=256, n_layer=1, n_embd=128, mlp_size=384)
     idx = text(gpt, 8, 256)
     gradients = []
