@@ -4,7 +4,8 @@
 
 Trains configs/ten_minutes.yaml (ten minutes on two CPU cores) on the default corpus and on this
 Python's standard library (its .py files outside tests, sorted by path, whole files held out), and
-prints validate's table for each.
+prints validate's table for each, then that of dynamic evaluation, in which the network learns as it
+reads, as PPMd does.
 """
 
 import shutil
@@ -44,7 +45,9 @@ def main() -> None:
             command = [sys.executable, str(ROOT / "main.py")]
             subprocess.run([*command, *fit], check=True, stdout=subprocess.DEVNULL)
             print(f"\n{run}: {(time.perf_counter() - began) / 60:.1f} minutes of fit", flush=True)
-            subprocess.run([*command, "validate", "--run", f"bench_{run}"], check=True)
+            for how in ("block", "dynamic"):
+                validate = ["validate", "--run", f"bench_{run}", "--evaluate", how]
+                subprocess.run([*command, *validate], check=True)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ class OptimOptions:
     final_weight_decay: NonNegativeFloat | None = None
     beta1: Memory = 0.9
     beta2: Memory = 0.95
-    momentum: Memory = 0.95
+    momentum: Memory = 0.9
     average_decay: Memory = 0.0
 
 
