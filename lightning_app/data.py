@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_app import windows
 from lightning_app.encoding import EncodedText, Unit, count_ids
 from lightning_app.errors import UserError
+from lightning_app.new_words import NewWords
 from lightning_app.splits import HoldOut, check_shares, divide
 from lightning_app.tokenizer import Tokenizer
 
@@ -37,6 +38,9 @@ class TrainBatches:
     def __iter__(self) -> Iterator[Batch]:
         data, trainer = self.data, self.data.trainer
         ids, window_size = data.split("train"), trainer.lightning_module.window_size
+        new_words = None
+        if data.new_words:
+            new_words = NewWords(ids, data.alphabet, data.unit, data.seed)
         k = trainer.fit_loop.epoch_loop.batch_progress.total.processed
         cycle = int(trainer.overfit_batches) if trainer.overfit_batches >= 1 else None
         while True:
@@ -52,8 +56,10 @@ class TrainBatches:
                 if cycle:  # the Trainer's overfit_batches: the same few batches over and over
                     n = k % cycle
                     (group,), piece = self.starts(n - n % pieces, 1, pieces), n % pieces
-                idx, targets = windows.train_batch(ids, group[mine] + piece * size, size)
-                yield torch.from_numpy(idx), torch.from_numpy(targets)
+                window = windows.train_windows(ids, group[mine] + piece * size, size)
+                if new_words:
+                    new_words.replace(window, group[mine])
+                yield torch.from_numpy(window[:, :-1]), torch.from_numpy(window[:, 1:])
                 k += 1
 
     def starts(self, first: int, groups: int, pieces: int) -> NDArray[np.int64]:
@@ -108,6 +114,9 @@ class CharDataModule(L.LightningDataModule):
             files of a folder or glob are then held out.
         unit: What a text is cut into: char, or byte, which takes any file as it is; null is byte
             for enwik8, else char.
+        new_words: Invent some words while training, as many as are new from one part of the text to
+            another (see `NewWords`): a network that knows its names by heart is at a loss where
+            others stand.
         data_dir: Where corpora and their encoded form are kept.
         seed: Decides the order of the windows.
     """
@@ -120,6 +129,7 @@ class CharDataModule(L.LightningDataModule):
         splits: list[float] = (0.9, 0.05, 0.05),  # a list on the command line
         hold_out: HoldOut = "characters",
         unit: Unit | None = None,
+        new_words: bool = False,
         data_dir: str = "data",
         seed: int = 1337,
     ) -> None:
@@ -130,6 +140,7 @@ class CharDataModule(L.LightningDataModule):
         self.splits = list(splits)
         self.hold_out = hold_out
         self.unit = unit
+        self.new_words = new_words
         self.data_dir = data_dir
         self.seed = seed
         check_shares(self.splits)

@@ -67,10 +67,9 @@ def train_starts(
     return starts.astype(np.int64)
 
 
-def train_batch(ids, starts: NDArray[np.int64], block_size: int) -> tuple[NDArray, NDArray]:
-    """Inputs and targets, int64 (B, block_size) each: targets are the inputs shifted by one."""
-    window = ids[starts[:, None] + np.arange(block_size + 1)].astype(np.int64)
-    return window[:, :-1], window[:, 1:]
+def train_windows(ids, starts: NDArray[np.int64], block_size: int) -> NDArray[np.int64]:
+    """Windows (B, block_size + 1): inputs, and by one later targets."""
+    return ids[starts[:, None] + np.arange(block_size + 1)].astype(np.int64)
 
 
 def eval_windows(first: int, last: int, stride: int) -> int:

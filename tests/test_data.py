@@ -207,6 +207,21 @@ def test_the_stream_does_not_depend_on_how_far_it_looks_ahead(make, monkeypatch)
         assert (train_batches(make(), 30, processed=3) == far).all()
 
 
+def test_new_words_stand_wherever_the_stream_is_entered_and_in_whichever_process(make):
+    text = "\n".join(f"{c * 2}{d} spake" for c in "ABCDEFGHIJ" for d in "KLMNOPQRST")
+    options = {"new_words": True, "block_size": 8, "splits": [0.9, 0.1]}
+    module = make(text, batch_size=8, **options)
+    unbroken = train_batches(module, 40)
+    x, y = unbroken.unbind(2)
+    assert (x[..., 1:] == y[..., :-1]).all()
+    assert not (unbroken == train_batches(make(text, batch_size=8, block_size=8), 40)).all()
+    resumed = train_batches(make(text, batch_size=8, **options), 5, processed=35)
+    assert (resumed == unbroken[35:]).all()
+    two = [train_batches(make(text, **options), 40, world_size=2, global_rank=i) for i in range(2)]
+    assert (torch.cat(two, 1) == unbroken).all()
+    assert (module.text.ids[: module.bounds["train"][1]] == module.split("train")).all()
+
+
 SIZES = [2] * 5 + [4] * 4 + [8] * 100  # of the windows of batch k, in a block of 8
 
 

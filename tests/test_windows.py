@@ -8,8 +8,8 @@ from lightning_app.windows import (
     eval_windows,
     keys,
     permute,
-    train_batch,
     train_starts,
+    train_windows,
 )
 
 # (characters, block_size): the smallest text, one that is a window and a bit, whole and broken
@@ -148,13 +148,12 @@ def test_starts_far_into_a_huge_text_are_exact_and_distinct():
     assert starts.max() > n // 2
 
 
-def test_targets_are_the_inputs_shifted_by_one():
+def test_windows_are_the_text_from_their_starts_and_one_character_on():
     ids = np.arange(200, dtype=np.uint8)
     starts = np.array([0, 17, 191])
-    x, y = train_batch(ids, starts, 8)
-    assert x.dtype == y.dtype == np.int64
-    assert x.tolist() == [list(range(s, s + 8)) for s in starts]
-    assert (y == x + 1).all()
+    rows = train_windows(ids, starts, 8)
+    assert rows.dtype == np.int64
+    assert rows.tolist() == [list(range(s, s + 9)) for s in starts]
 
 
 # Evaluation.
