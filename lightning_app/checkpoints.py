@@ -27,7 +27,7 @@ SECTION = "lightning_app"
 BEFORE = {
     "hold_out": "characters",
     "unit": "char",
-    "new_words": False,
+    "rename": 0.0,
 }  # of files older than these options
 PREVIOUS = "previous.ckpt"  # the last.ckpt before the newest
 POSITIONS_LIMIT = 64 << 20  # bytes of rotary positions that a small file may ask for

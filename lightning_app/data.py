@@ -6,7 +6,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import ClosedUnitInterval, PositiveInt
 from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_app import windows
 from lightning_app.encoding import EncodedText, Unit, count_ids
 from lightning_app.errors import UserError
-from lightning_app.new_words import NewWords
+from lightning_app.renaming import Renamer
 from lightning_app.splits import HoldOut, check_shares, divide
 from lightning_app.tokenizer import Tokenizer
 
@@ -38,9 +38,9 @@ class TrainBatches:
     def __iter__(self) -> Iterator[Batch]:
         data, trainer = self.data, self.data.trainer
         ids, window_size = data.split("train"), trainer.lightning_module.window_size
-        new_words = None
-        if data.new_words:
-            new_words = NewWords(ids, data.alphabet, data.unit, data.seed)
+        renamer = None
+        if data.rename:
+            renamer = Renamer(ids, data.alphabet, data.unit, data.rename, data.seed)
         k = trainer.fit_loop.epoch_loop.batch_progress.total.processed
         cycle = int(trainer.overfit_batches) if trainer.overfit_batches >= 1 else None
         while True:
@@ -57,8 +57,8 @@ class TrainBatches:
                     n = k % cycle
                     (group,), piece = self.starts(n - n % pieces, 1, pieces), n % pieces
                 window = windows.train_windows(ids, group[mine] + piece * size, size)
-                if new_words:
-                    new_words.replace(window, group[mine])
+                if renamer:
+                    renamer.replace(window, group[mine])
                 yield torch.from_numpy(window[:, :-1]), torch.from_numpy(window[:, 1:])
                 k += 1
 
@@ -114,9 +114,9 @@ class CharDataModule(L.LightningDataModule):
             files of a folder or glob are then held out.
         unit: What a text is cut into: char, or byte, which takes any file as it is; null is byte
             for enwik8, else char.
-        new_words: Invent some words while training, as many as are new from one part of the text to
-            another (see `NewWords`): a network that knows its names by heart is at a loss where
-            others stand.
+        rename: How often a name is replaced by an invented one while training, the same throughout
+            a window. Names are words that stand often in one fifth of the training text, and
+            nowhere else; learned by heart they are expected where other names stand.
         data_dir: Where corpora and their encoded form are kept.
         seed: Decides the order of the windows.
     """
@@ -129,7 +129,7 @@ class CharDataModule(L.LightningDataModule):
         splits: list[float] = (0.9, 0.05, 0.05),  # a list on the command line
         hold_out: HoldOut = "characters",
         unit: Unit | None = None,
-        new_words: bool = False,
+        rename: ClosedUnitInterval = 0.0,
         data_dir: str = "data",
         seed: int = 1337,
     ) -> None:
@@ -140,7 +140,7 @@ class CharDataModule(L.LightningDataModule):
         self.splits = list(splits)
         self.hold_out = hold_out
         self.unit = unit
-        self.new_words = new_words
+        self.rename = rename
         self.data_dir = data_dir
         self.seed = seed
         check_shares(self.splits)

@@ -30,7 +30,7 @@ MUST_MATCH = (
     ("schedule", "schedule"),
 )
 # Applied to a run that goes on.
-MAY_CHANGE = ("max_steps", "new_words", "dropout", "optim", "patience", "intervals", "logger")
+MAY_CHANGE = ("max_steps", "rename", "dropout", "optim", "patience", "intervals", "logger")
 # The run goes on, but not bit for bit as it would have.
 INEXACT = ("device", "precision", "torch", "threads", "compile", "processes", "accumulate")
 

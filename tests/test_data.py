@@ -207,9 +207,9 @@ def test_the_stream_does_not_depend_on_how_far_it_looks_ahead(make, monkeypatch)
         assert (train_batches(make(), 30, processed=3) == far).all()
 
 
-def test_new_words_stand_wherever_the_stream_is_entered_and_in_whichever_process(make):
-    text = "\n".join(f"{c * 2}{d} spake" for c in "ABCDEFGHIJ" for d in "KLMNOPQRST")
-    options = {"new_words": True, "block_size": 8, "splits": [0.9, 0.1]}
+def test_names_are_replaced_wherever_the_stream_is_entered_and_in_whichever_process(make):
+    text = "\n".join(f"{'ABCDE'[i // 80] * 3} and {'KLMNO'[i // 80] * 3}" for i in range(400))
+    options = {"rename": 0.7, "block_size": 8, "splits": [1.0]}
     module = make(text, batch_size=8, **options)
     unbroken = train_batches(module, 40)
     x, y = unbroken.unbind(2)

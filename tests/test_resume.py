@@ -23,7 +23,7 @@ FACTS = {
     "optimizer": "muon",
     "schedule": {"name": "linear", "warmup_steps": 20, "decay_fraction": 0.6},
     "max_steps": 2000,
-    "new_words": False,
+    "rename": 0.5,
     "dropout": 0.2,
     "optim": {"learning_rate": 3e-3, "muon_learning_rate": 0.03, "weight_decay": 0.05},
     "intervals": {"val_check_interval": 500, "checkpoint_every_steps": None},
@@ -110,7 +110,7 @@ def test_another_alphabet_is_refused():
     ("where", "value", "line"),
     [
         ("max_steps", 3000, "max_steps: 2000 -> 3000"),
-        ("new_words", True, "new_words: False -> True"),
+        ("rename", 0.7, "rename: 0.5 -> 0.7"),
         ("dropout", 0.1, "dropout: 0.2 -> 0.1"),
         ("optim.learning_rate", 1e-3, "optim.learning_rate: 0.003 -> 0.001"),
         ("optim.muon_learning_rate", 0.02, "optim.muon_learning_rate: 0.03 -> 0.02"),

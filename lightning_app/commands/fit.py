@@ -280,7 +280,7 @@ class FitCLI(LightningCLI):
             "optimizer": optim.pop("name"),
             "schedule": asdict(model.schedule),
             "max_steps": trainer.max_steps,
-            "new_words": data.new_words,
+            "rename": data.rename,
             "dropout": model.gpt.config.dropout,
             "optim": optim,
             "intervals": {
