@@ -24,11 +24,7 @@ from lightning_app.tokenizer import Tokenizer
 
 FORMAT = 1  # of our section; raise it when older programs could not read a file
 SECTION = "lightning_app"
-BEFORE = {
-    "hold_out": "characters",
-    "unit": "char",
-    "rename": 0.0,
-}  # of files older than these options
+BEFORE = {"hold_out": "characters", "unit": "char", "rename": 0.0}  # of files without these
 PREVIOUS = "previous.ckpt"  # the last.ckpt before the newest
 POSITIONS_LIMIT = 64 << 20  # bytes of rotary positions that a small file may ask for
 PICKLE_LIMIT = 256 << 20  # bytes; what is no tensor takes some kilobytes, an alphabet or a megabyte

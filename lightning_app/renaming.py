@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_app.encoding import Unit
+from lightning_app.tokenizer import Tokenizer
 
 PARTS = 5  # of the training text
 OFTEN = 5  # times a name stands in its part; words that are merely rare stay
@@ -33,18 +34,17 @@ class Renamer:
     """Replaces names in windows of a text, each with probability `rename`.
 
     A name is a word that stands in one fifth of the training text only, and there often. What it is
-    replaced by is a pure function of seed, window and name: the same throughout a window, however
-    it is cut into pieces.
+    replaced by is a pure function of seed, window and name: the same throughout a window and all
+    its pieces. A name cut in two at an edge is none, and stays.
     """
 
     def __init__(
         self, ids: NDArray[np.integer], alphabet: str, unit: Unit, rename: float, seed: int
     ) -> None:
-        self.characters = np.array([ord(c) for c in alphabet], dtype="<u4")
-        self.ids = {c: i for i, c in enumerate(alphabet)}
+        self.tokenizer = Tokenizer(alphabet)  # of bytes too: a character stands for each
         letter = "[A-Za-z]" if unit == "byte" else r"[^\W\d_]"  # no part of a character of UTF-8
         self.word = re.compile(f"{letter}+")
-        self.rename, self.seed = rename, seed.to_bytes(8, "little", signed=True)
+        self.rename, self.seed = rename, (seed & (2**64 - 1)).to_bytes(8, "little")
         n = min(len(ids), READ)
         bounds = [i * n // PARTS for i in range(PARTS + 1)]
         parts = [Counter(self.words(ids[first:last])) for first, last in pairwise(bounds)]
@@ -60,11 +60,8 @@ class Renamer:
             for n in range(1, len(word) + 1):
                 self.at_least[kind(word), n].append(word)
 
-    def text(self, ids: NDArray[np.integer]) -> str:
-        return self.characters[ids].tobytes().decode("utf-32-le", "surrogatepass")
-
     def words(self, ids: NDArray[np.integer]) -> Iterator[str]:
-        found = (match[0] for match in self.word.finditer(self.text(ids)))
+        found = (match[0] for match in self.word.finditer(self.tokenizer.decode(ids.tolist())))
         return (word for word in found if SHORTEST <= len(word) <= LONGEST)
 
     def invent(self, name: str, key: bytes) -> str:
@@ -82,7 +79,7 @@ class Renamer:
         """Replace names in windows (B, T), in place. Pieces of a window have its start."""
         for window, start in zip(windows, starts, strict=True):
             key = self.seed + int(start).to_bytes(8, "little")
-            for match in self.word.finditer(self.text(window)):
+            for match in self.word.finditer(self.tokenizer.decode(window.tolist())):
                 if match[0] in self.names:
                     invented = self.invent(match[0], key)
-                    window[match.start() : match.end()] = [self.ids[c] for c in invented]
+                    window[match.start() : match.end()] = self.tokenizer.encode(invented)

@@ -68,7 +68,7 @@ def train_starts(
 
 
 def train_windows(ids, starts: NDArray[np.int64], block_size: int) -> NDArray[np.int64]:
-    """Windows (B, block_size + 1): inputs, and by one later targets."""
+    """Inputs and, shifted by one, their targets: int64 (B, block_size + 1)."""
     return ids[starts[:, None] + np.arange(block_size + 1)].astype(np.int64)
 
 

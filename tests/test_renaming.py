@@ -42,7 +42,7 @@ def make(text):
 def replaced(renamer: Renamer, window: np.ndarray, start: int = 0) -> str:
     window = window.astype(np.int64)[None]
     renamer.replace(window, np.array([start]))
-    return renamer.text(window[0])
+    return renamer.tokenizer.decode(window[0])
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_a_name_is_replaced_by_the_beginning_and_end_of_two_words_of_its_kind(ma
     invented = set()
     for start in range(0, len(ids) - 256, 256):
         window = ids[start : start + 256]
-        before, after = renamer.text(window), replaced(renamer, window, start)
+        before, after = renamer.tokenizer.decode(window), replaced(renamer, window, start)
         new = {}
         for old in re.finditer("[A-Za-z]+", before):
             name, now = old[0], after[old.start() : old.end()]
@@ -100,7 +100,7 @@ def test_a_name_is_replaced_by_the_beginning_and_end_of_two_words_of_its_kind(ma
 def test_names_are_replaced_as_often_as_asked(make, rename):
     renamer, _ = make(rename=rename)
     renamer.at_least = {("capitals", n): ["BBBBBB"] for n in range(1, 7)}
-    name = np.array([renamer.ids[c] for c in "AAAAAA"])
+    name = renamer.tokenizer.encode("AAAAAA")
     hits = [replaced(renamer, name, start) == "BBBBBB" for start in range(2000)]
     assert np.mean(hits) == pytest.approx(rename, abs=0.05)
 
