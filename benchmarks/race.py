@@ -52,7 +52,7 @@ def nanogpt(checkout: Path) -> Curve:
 
 def ours() -> Curve:
     fit = ["fit", "--config", "tiny_shakespeare", "--run", "race", "--fresh", "true"]
-    fit += ["--trainer.val_check_interval", "230", "--trainer.log_every_n_steps", "10"]
+    fit += ["--trainer.val_check_interval", "170", "--trainer.log_every_n_steps", "10"]
     subprocess.run([sys.executable, str(ROOT / "main.py"), *fit], check=True)
     board = EventAccumulator("logs/race", size_guidance={"scalars": 0})
     board.Reload()
