@@ -98,7 +98,7 @@ def export(gpt: GPT, alphabet: str, folder: Path, unit: Unit = "char") -> None:
         from safetensors.torch import save_file
     except ModuleNotFoundError:
         raise UserError(
-            "export needs safetensors and tokenizers: pip install '.[export]'"
+            "export needs safetensors and tokenizers: pip install -e '.[export]'"
         ) from None
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--to {folder} exists and is not an empty folder; name another one")

@@ -31,7 +31,7 @@ from lightning_app.tokenizer import Tokenizer
 
 AT_ONCE = 16  # characters the compiled engine writes before it shows them
 TOGETHER = 64  # texts written at once
-PREPARING = "preparing to write: compiled once on this machine, in about ten seconds"
+PREPARING = "preparing to write {}: compiled once on this machine, in about ten seconds"
 PATIENCE = 1.5  # seconds without a character before that is said
 
 
@@ -201,7 +201,8 @@ def compiled_rows(
     empty = [i for i, prompt in enumerate(prompts) if not prompt]
     seen = occurring(prompts, gpt.config.vocab_size)
     how = choice(options)
-    notice = Timer(PATIENCE, lambda: print(PREPARING, file=sys.stderr))
+    message = PREPARING.format("one text" if len(prompts) == 1 else "several texts at once")
+    notice = Timer(PATIENCE, lambda: print(message, file=sys.stderr))
     notice.daemon = True
     notice.start()
     while True:

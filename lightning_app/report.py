@@ -154,7 +154,7 @@ def picture(draw) -> str:
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
-        raise UserError("--report needs matplotlib: pip install '.[report]'") from None
+        raise UserError("--report needs matplotlib: pip install -e '.[report]'") from None
     figure = Figure(figsize=(7, 3), layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)

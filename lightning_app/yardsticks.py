@@ -153,7 +153,7 @@ def measure(
         try:
             nats, note = added(compress, *texts) / n, ""
         except ModuleNotFoundError:
-            nats, note = None, "not measured: pip install '.[yardsticks]'"
+            nats, note = None, "not measured: pip install -e '.[yardsticks]'"
         figures.append(Yardstick(name, nats, time.thread_time() - began, note))
 
     jobs = [

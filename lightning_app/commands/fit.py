@@ -251,7 +251,7 @@ class FitCLI(LightningCLI):
 
                 chosen.append(WandbLogger(name=self.run, save_dir=self.folder, project="char-gpt"))
             except ModuleNotFoundError:
-                raise UserError("--wandb true needs wandb: pip install '.[wandb]'") from None
+                raise UserError("--wandb true needs wandb: pip install -e '.[wandb]'") from None
         return chosen
 
     def describe(self, trainer: Trainer) -> dict:
