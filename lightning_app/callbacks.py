@@ -6,6 +6,7 @@ import time
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
@@ -95,13 +96,21 @@ class TrainingLog(Callback):
 
 def check_finite(loss: Tensor, trainer: Trainer) -> None:
     if not math.isfinite(value := float(loss)):
-        rates = {g["name"]: g["peak_lr"] for g in trainer.optimizers[0].param_groups}
-        clip = trainer.gradient_clip_val
+        groups = trainer.optimizers[0].param_groups
+        rates = ", ".join(f"{g['name']} {g['peak_lr']:g}" for g in groups)
+        clip = "" if trainer.gradient_clip_val else " or set --trainer.gradient_clip_val 1"
         raise UserError(
             f"the loss is {value} at step {trainer.global_step:,}: training diverged; lower "
-            f"--optim.learning_rate and --optim.muon_learning_rate (now {rates}) or set "
-            f"--trainer.gradient_clip_val 1 (now {clip}); the last good checkpoint is kept"
+            f"--optim.learning_rate and --optim.muon_learning_rate (now {rates}){clip}; "
+            "checkpoints from before are kept"
         )
+
+
+class EarlyStopping(lightning_callbacks.EarlyStopping):
+    """Lightning's, but patience is what the options say now, not what a checkpoint remembers."""
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        super().load_state_dict(state_dict | {"patience": self.patience})
 
 
 class TextSamples(Callback):

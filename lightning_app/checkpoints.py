@@ -24,7 +24,13 @@ from lightning_app.tokenizer import Tokenizer
 
 FORMAT = 1  # of our section; raise it when older programs could not read a file
 SECTION = "lightning_app"
-BEFORE = {"hold_out": "characters", "unit": "char", "rename": 0.0}  # of files without these
+BEFORE = {  # of files without these
+    "hold_out": "characters",
+    "unit": "char",
+    "rename": 0.0,
+    "data_dir": "data",
+    "generate": {},
+}
 PREVIOUS = "previous.ckpt"  # the last.ckpt before the newest
 POSITIONS_LIMIT = 64 << 20  # bytes of rotary positions that a small file may ask for
 PICKLE_LIMIT = 256 << 20  # bytes; what is no tensor takes some kilobytes, an alphabet or a megabyte
@@ -193,6 +199,8 @@ def load(path: Path) -> Trained:
             raise ValueError("weights are not finite")
         if len(info["counts"]) != len(alphabet):
             raise ValueError("counts and alphabet do not match")
+        if not isinstance(info["generate"], dict):
+            raise ValueError("its options for writing are none")
         gpt = GPT(config)
         gpt.load_state_dict(weights)
         tokenizer = Tokenizer(alphabet, info["unit"])

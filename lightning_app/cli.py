@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import warnings
+from itertools import pairwise
 
 from lightning_app.errors import UserError
 
@@ -79,8 +80,7 @@ def set_up_process() -> None:
 
 
 def wants_debug(argv: list[str]) -> bool:
-    joined = " ".join(argv)
-    return "--debug true" in joined or "--debug=true" in joined
+    return "--debug=true" in argv or ("--debug", "true") in pairwise(argv)
 
 
 def explain(error: Exception) -> str | None:

@@ -2,9 +2,11 @@
 
 import hashlib
 import os
+import sys
 from pathlib import Path
 
 import numba
+from numba.core.event import Event, Listener
 
 # What compiled code is made of: functions, and the types and constants they are given.
 SOURCES = ("compiling.py", "sampling.py", "kernels.py", "decoding.py", "gpt.py")
@@ -23,6 +25,22 @@ def cache_folder() -> Path:
 
 
 numba.config.CACHE_DIR = str(cache_folder())
+
+
+class Notice(Listener):
+    """Says `message` once, on standard error, when a loop begins to be compiled, not loaded; for
+    numba's install_listener("numba:compile", ...)."""
+
+    def __init__(self, message: str) -> None:
+        self.message = message
+
+    def on_start(self, event: Event) -> None:
+        if self.message:
+            print(self.message, file=sys.stderr, flush=True)
+        self.message = ""
+
+    def on_end(self, event: Event) -> None:
+        pass
 
 
 def compiled(**options):

@@ -163,6 +163,11 @@ class CharDataModule(L.LightningDataModule):
         """Raises UserError when the training or validation split has no room for a window."""
         self.setup()
         train = self.bounds["train"][1]
+        if train == 0:
+            raise UserError(
+                f"the train split is empty (--data.splits {self.splits}); give shares such as "
+                "[0.9, 0.05, 0.05]"
+            )
         if train <= self.block_size:
             raise UserError(
                 f"the corpus {self.corpus} is too short: its training split has {train:,} "
@@ -198,6 +203,7 @@ class CharDataModule(L.LightningDataModule):
             "unit": self.unit,
             "block_size": self.block_size,
             "batch_size": self.batch_size,
+            "data_dir": self.data_dir,
             "fingerprint": self.text.fingerprint,
             "characters": len(self.text.ids),
         }

@@ -95,9 +95,16 @@ def describe_bad_byte(path: Path) -> str:
         data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
+        remedy = "convert it, for instance: iconv -f LATIN1 -t UTF-8"
+        if b"\0" in data:
+            remedy = "it is no text; name the texts alone, or take it with --data.unit byte"
+        elif error.reason == "unexpected end of data":
+            remedy = "the file ends within a character; fetch or save it again"
+        elif not data[: error.start].isascii():
+            remedy = "what stands before it is UTF-8, so the file is damaged there; mend it"
         return (
             f"{path} is not UTF-8: byte 0x{data[error.start]:02x} in line {line}, "
-            f"offset {error.start}; convert it, for instance: iconv -f LATIN1 -t UTF-8"
+            f"offset {error.start}; {remedy}"
         )
     return f"{path} changed while it was read; start again"
 
@@ -174,7 +181,8 @@ def encode(files: Sequence[Path], cache: Path, unit: Unit = "char") -> EncodedTe
     alphabet = "".join(map(chr, np.flatnonzero(counts)))
     n = int(counts.sum())
     if sum(lengths) == len(files) - 1:  # nothing but the newlines that join empty files
-        raise UserError(f"the corpus is empty: {', '.join(map(str, files[:3]))}")
+        names = ", ".join(map(str, files[:3]))
+        raise UserError(f"the corpus is empty: {names}; give a file with text in it")
     dtype = np.dtype(np.min_scalar_type(len(alphabet) - 1))
     folder = cache / fingerprint[:20]
     size = n * dtype.itemsize

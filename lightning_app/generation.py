@@ -6,11 +6,9 @@ character from a stream of the sample's own and inverts the distribution's CDF, 
 on (seed, prompt, sample), not on the batch or the engine.
 """
 
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from threading import Timer
 from typing import Literal
 
 import numpy as np
@@ -22,7 +20,9 @@ from jsonargparse.typing import (
     PositiveFloat,
     PositiveInt,
 )
+from numba.core.event import install_listener
 
+from lightning_app.compiling import Notice
 from lightning_app.decoding import Engine, Weights
 from lightning_app.errors import UserError
 from lightning_app.gpt import GPT, KVCache
@@ -32,7 +32,6 @@ from lightning_app.tokenizer import Tokenizer
 AT_ONCE = 16  # characters the compiled engine writes before it shows them
 TOGETHER = 64  # texts written at once
 PREPARING = "preparing to write {}: compiled once on this machine, in about ten seconds"
-PATIENCE = 1.5  # seconds without a character before that is said
 
 
 @dataclass(frozen=True)
@@ -201,21 +200,16 @@ def compiled_rows(
     empty = [i for i, prompt in enumerate(prompts) if not prompt]
     seen = occurring(prompts, gpt.config.vocab_size)
     how = choice(options)
-    message = PREPARING.format("one text" if len(prompts) == 1 else "several texts at once")
-    notice = Timer(PATIENCE, lambda: print(message, file=sys.stderr))
-    notice.daemon = True
-    notice.start()
+    notice = Notice(PREPARING.format("one text" if len(prompts) == 1 else "several texts at once"))
     while True:
         windows = [h.window() or [0] for h in histories]  # a row without text: its id is not used
         positions = np.array([len(w) - 1 for w in windows])
-        if stale := np.flatnonzero(engine.length != positions).tolist():
-            engine.read(stale, [windows[i][:-1] for i in stale])
         count = 1 if empty else min(AT_ONCE, block_size - positions.max())
         uniform = np.stack([s.random(count) for s in streams])
-        try:
+        with install_listener("numba:compile", notice):
+            if stale := np.flatnonzero(engine.length != positions).tolist():
+                engine.read(stale, [windows[i][:-1] for i in stale])
             ids = engine.write(np.array([w[-1] for w in windows]), uniform, seen, how)
-        finally:
-            notice.cancel()
         if empty:
             ids[empty, 0] = first_ids(unigram, uniform[empty, 0])
             seen[empty] = False
@@ -252,7 +246,8 @@ def generate(
     their lengths. Call with the network in evaluation mode.
     """
     like = gpt.embedding.weight
-    if like.device.type == "cpu" and like.dtype == torch.float32:
+    single = like.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    if like.device.type == "cpu" and single:
         return compiled_rows(gpt, prompts, streams, options, unigram, weights)
     return plain_rows(gpt, prompts, streams, options, unigram, CachedLogits())
 

@@ -62,7 +62,7 @@ class GPTConfig:
                 "each key/value head serves the same number of query heads"
             )
         if not 1 <= self.rope_theta < 1e9:
-            raise UserError(f"rope_theta is {self.rope_theta}; it must be at least 1")
+            raise UserError(f"rope_theta is {self.rope_theta}; it must be at least 1 and below 1e9")
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
 
@@ -197,7 +197,7 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or x.device.type != "cpu":
             return F.dropout(x, self.p, self.training)
-        dropped = round(256 * self.p)
+        dropped = min(255, round(256 * self.p))
         if dropped == 0:
             return x
         return x * keep_mask(x, dropped) * (256 / (256 - dropped))

@@ -13,9 +13,7 @@ from typing import Literal
 import torch
 from jsonargparse.typing import (
     ClosedUnitInterval,
-    NonNegativeFloat,
     NonNegativeInt,
-    PositiveFloat,
     restricted_number_type,
 )
 from torch import Tensor
@@ -27,6 +25,8 @@ from lightning_app.hardware import multiplies_bf16
 
 # How much of the past a running average keeps: all of it would never move.
 Memory = restricted_number_type("Memory", float, [(">=", 0), ("<", 1)])
+Rate = restricted_number_type("Rate", float, [(">", 0), ("<", math.inf)])
+Decay = restricted_number_type("Decay", float, [(">=", 0), ("<", math.inf)])
 
 
 @dataclass
@@ -49,10 +49,10 @@ class OptimOptions:
     """
 
     name: Literal["muon", "adamw"] = "muon"
-    learning_rate: PositiveFloat = 3e-3
-    muon_learning_rate: PositiveFloat = 0.03
-    weight_decay: NonNegativeFloat = 0.0
-    final_weight_decay: NonNegativeFloat | None = None
+    learning_rate: Rate = 3e-3
+    muon_learning_rate: Rate = 0.03
+    weight_decay: Decay = 0.0
+    final_weight_decay: Decay | None = None
     beta1: Memory = 0.9
     beta2: Memory = 0.95
     momentum: Memory = 0.9
@@ -93,7 +93,7 @@ def window_size(step: int, max_steps: int, block_size: int, options: ScheduleOpt
         if block_size * pair[1] % 1 or block_size % (block_size * pair[1]):
             raise UserError(
                 f"--schedule.windows cuts --data.block_size {block_size} into pieces of "
-                f"{block_size * pair[1]:g}, which does not come out even"
+                f"{block_size * pair[1]:g}, which does not come out even; change one of the two"
             )
         if step >= pair[0] * max_steps:
             size = pair[1]

@@ -5,11 +5,15 @@ import re
 from typing import NoReturn
 
 from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse.typing import restricted_number_type
 
 from lightning_app.errors import UserError
 
 # A config is read from disk only: never fetched. (LightningCLI would turn fetching on.)
 set_parsing_settings(config_read_mode_fsspec_enabled=False)
+
+
+Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**63)])
 
 
 class FriendlyErrors:
@@ -25,7 +29,13 @@ class FriendlyErrors:
 
 
 class Parser(FriendlyErrors, ArgumentParser):
-    """For the commands that do not need Lightning."""
+    """For the commands that do not need Lightning. `runs.split_configs` takes --config out of the
+    command line first; here it is for --help."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        config = "A config by path, or by its name in configs/; what concerns this command is used."
+        self.add_argument("--config", type=str | None, help=config)
 
 
 # How jsonargparse says that it does not know an option, on the command line and in a config.
@@ -45,15 +55,57 @@ def known_keys(parser: ArgumentParser) -> list[str]:
     ]
 
 
+# What a value must be, by the type it is not of.
+NEEDS = {
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "list": "a list",
+    "dict": "a mapping",
+    "NoneType": "null",
+    "PositiveInt": "a whole number above 0",
+    "NonNegativeInt": "a whole number, 0 or more",
+    "PositiveFloat": "a number above 0",
+    "NonNegativeFloat": "a number, 0 or more",
+    "ClosedUnitInterval": "a number from 0 to 1",
+    "Memory": "a number from 0 to below 1",
+    "Rate": "a finite number above 0",
+    "Decay": "a finite number, 0 or more",
+    "Seed": "a whole number, 0 or more and below 2**63",
+}
+TYPE = (
+    r"Expected an? typing\.Literal\[(.*?)\]|(?:Expected an? <class '|Not of type )(?:\w+\.)*(\w+)"
+)
+VALUE = (
+    r"Given value: (.*)$",
+    r"Got value: (.*)$",
+    r"Not of type \w+: (\S+) does not conform",
+    r"(?:base 10|to float): '(.*)'$",
+)
+
+
+def mistyped(text: str) -> str | None:
+    """One line for a value of none of an option's types; None for another message."""
+    found = re.match(r"(--[\w.]+): (.*)", text)
+    if not found or not (types := re.findall(TYPE, found[2])):
+        return None
+    key, problem = found.groups()
+    value = next((v[1] for pattern in VALUE if (v := re.search(pattern, problem))), None)
+    needed = list(dict.fromkeys(literal or NEEDS.get(kind, kind) for literal, kind in types))
+    last = needed.pop()
+    needed = f"{', '.join(needed)} or {last}" if needed else last
+    return f"{key} is {value}; give {needed}" if value else f"{key} takes {needed}"
+
+
 def tidy(message: str, keys: list[str]) -> str:
     """jsonargparse's message in one line, with the nearest key where one is unknown."""
     text = " ".join(message.split()).removesuffix(".")
     text = re.sub(r"^Parser key \"?([\w.]+)\"?:", r"--\1:", text)
     text = re.sub(r"^Problem in config file .*?: ", "", text)
-    text = re.sub(
-        r"Not of type \w+: (\S+) does not conform to restriction v(.*)", r"\1 is not \2", text
-    )
-    text = re.sub(r"Expected a typing.Literal\[(.*)\]. Got value: (.*)", r"\2 is none of \1", text)
+    if line := mistyped(text):
+        return line
+    text = re.sub(r"argument (--[\w.]+): expected one argument", r"\1 needs a value", text)
     text = re.sub(r"the following arguments are required: (\w+)", r"--\1 is required", text)
     text = re.sub(r"Group '(.*)' does not accept option '(.*)'", r"No action for key \1.\2", text)
     for pattern in UNKNOWN:

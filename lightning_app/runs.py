@@ -76,6 +76,14 @@ def read_configs(paths: list[Path]) -> dict[str, Any]:
     return merged
 
 
+def group(paths: list[Path], name: str) -> dict[str, Any]:
+    """The values under `name:` in the configs. Raises UserError where it holds none."""
+    values = read_configs(paths).get(name) or {}
+    if not isinstance(values, dict):
+        raise UserError(f"{name}: in the config holds no `key: value` lines")
+    return values
+
+
 def merge(into: dict[str, Any], values: dict[str, Any]) -> None:
     for key, value in values.items():
         if isinstance(value, dict) and isinstance(into.get(key), dict):
@@ -85,6 +93,7 @@ def merge(into: dict[str, Any], values: dict[str, Any]) -> None:
 
 
 def check_name(name: str) -> str:
+    name = str(name)  # in a config, `run: 2024` is a number
     if not re.fullmatch(r"[\w][\w.+=@ -]*", name) or name.endswith((".", " ")):
         raise UserError(
             f"--run {name!r} is not a name; use letters, digits, - and _ (the folder is "

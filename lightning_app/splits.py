@@ -45,8 +45,10 @@ def divide(
 
 def check_shares(shares: Sequence[float]) -> None:
     """Raises UserError for what are no one to three shares that add up to 1."""
-    if not 1 <= len(shares) <= 3 or min(shares) < 0:
+    if not 1 <= len(shares) <= 3:
         raise UserError(f"--data.splits is {list(shares)}; give one to three shares")
+    if min(shares) < 0:
+        raise UserError(f"--data.splits is {list(shares)}; a share cannot be negative")
     if not abs(sum(shares) - 1) <= 1e-6:  # not a number is refused too
         raise UserError(
             f"--data.splits is {list(shares)}, which adds up to {sum(shares):g}; "

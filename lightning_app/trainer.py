@@ -64,6 +64,21 @@ def check_flags(trainer: Namespace) -> None:
             "--trainer.enable_checkpointing false would lose the run; to try something without a "
             "trace use --trainer.fast_dev_run true"
         )
+    if not (trainer.gradient_clip_val or 0) >= 0:
+        raise UserError(
+            f"--trainer.gradient_clip_val is {trainer.gradient_clip_val}; give the largest norm "
+            "that a gradient may have, like 1, or 0 for any"
+        )
+    if trainer.num_sanity_val_steps != 0:
+        raise UserError(
+            "--trainer.num_sanity_val_steps would score weights before any training; to try "
+            "everything without a trace use --trainer.fast_dev_run true"
+        )
+    if not isinstance(trainer.log_every_n_steps, int) or trainer.log_every_n_steps < 1:
+        raise UserError(
+            f"--trainer.log_every_n_steps is {trainer.log_every_n_steps}; at least 1 (no log at "
+            "all: --trainer.logger false)"
+        )
     if not float(trainer.overfit_batches).is_integer():
         raise UserError("--trainer.overfit_batches takes a whole number of batches here")
 

@@ -171,6 +171,26 @@ def test_validations_longer_than_training_are_said(folder, main):
     assert line not in main(*fit, *often, *some).err
 
 
+def test_the_text_is_found_where_the_run_kept_it(folder, main):
+    assert main("fit", "--config", "tiny.yaml", "--data.data_dir", "elsewhere").code == 0
+    assert main("validate", "--run", "tiny", "--yardsticks", "false").code == 0
+    assert main("predict", "--run", "tiny", "--prompt", "R", "--check_overlap", "true").code == 0
+    assert (folder / "elsewhere").is_dir()
+    assert not (folder / "data").exists()
+
+
+def test_nothing_is_set_beside_a_part_of_the_split(trained, main, monkeypatch):
+    monkeypatch.chdir(trained.folder)
+    validate = ("validate", "--run", "tiny", "--data.batch_size", 1)
+    done = main(*validate, "--trainer.limit_val_batches", 2)
+    assert done.code == 0
+    assert "characters  32 " in done.out
+    assert "the same" not in done.out
+    is_error(main(*validate, "--trainer.limit_val_batches", 0), "limit_val_batches")
+    dynamic = ("--evaluate", "dynamic", "--trainer.limit_val_batches", 2)
+    is_error(main(*validate, *dynamic), "--trainer.limit_val_batches", "dynamic")
+
+
 def test_an_empty_test_split_names_validate(folder, main):
     assert main("fit", "--config", "tiny.yaml", "--data.splits", "[0.9,0.1]").code == 0
     is_error(main("test", "--config", "tiny.yaml"), "test split is empty", "validate")
@@ -212,6 +232,15 @@ def test_a_prompt_with_unknown_characters_gets_one_line_and_no_seed(trained, mai
     assert not done.out
     assert done.err.startswith("error: the prompt has characters the model never saw")
     assert done.err.count("\n") == 1
+
+
+def test_predict_takes_the_runs_generate_group(trained, main, monkeypatch):
+    monkeypatch.chdir(trained.folder)
+    done = main("predict", "--run", "tiny", "--prompt", "ROMEO", "--seed_everything", 1)
+    assert len(done.out) == len("ROMEO") + 40 + 1
+    bare = ("predict", "--run", "tiny", "--prompt", "ROMEO", "--seed_everything", 1)
+    same = main(*bare, "--sampling", "top_k", "--top_k", 3)
+    assert same.out == done.out
 
 
 def test_predict_takes_the_configs_generate_group(trained, main, monkeypatch):
@@ -273,17 +302,28 @@ def test_the_exported_network_has_the_loss_that_validate_says(trained, tmp_path)
         ("fit --config tiny.yaml --data.block_size 0", ["data.block_size", "0"]),
         ("fit --config tiny.yaml --data.block_size 9000", ["too short", "block_size"]),
         ("fit --config tiny.yaml --data.splits [0.5,0.6]", ["splits", "add up to 1"]),
+        ("fit --config tiny.yaml --data.splits [1.1,-0.1]", ["splits", "negative"]),
+        ("fit --config tiny.yaml --data.splits [0,0,1]", ["train split is empty"]),
         ("fit --config tiny.yaml --data.corpus nope.txt", ["nope.txt"]),
         ("fit --config tiny.yaml --data.corpus empty.txt", ["empty"]),
         ("fit --config tiny.yaml --data.corpus latin1.txt", ["latin1.txt", "line 2", "offset 6"]),
         ("fit --config tiny.yaml --trainer.max_epochs 3", ["max_epochs", "--trainer.max_steps"]),
         ("fit --config tiny.yaml --trainer.max_steps 0", ["max_steps"]),
+        ("fit --config tiny.yaml --trainer.num_sanity_val_steps 2", ["num_sanity_val_steps"]),
+        ("fit --config tiny.yaml --trainer.log_every_n_steps 0", ["log_every_n_steps", "logger"]),
+        ("fit --config tiny.yaml --seed_everything 99999999999999999999", ["seed_everything"]),
+        ("fit --config tiny.yaml --model.rope_theta 1e10", ["rope_theta", "below 1e9"]),
         ("fit --config tiny.yaml --trainer.val_check_interval 00:00:10:00", ["val_check_interval"]),
         ("fit --config tiny.yaml --trainer.val_check_interval 0.5", ["val_check_interval"]),
         ("fit --config tiny.yaml --trainer.accelerator gpux", ["accelerator"]),
         ("fit --config tiny.yaml --trainer.precision 12", ["precision"]),
         ("fit --config tiny.yaml --optim.name sgd", ["optim.name", "muon", "adamw", "sgd"]),
         ("fit --config tiny.yaml --optim.learning_rate -1", ["optim.learning_rate"]),
+        ("fit --config tiny.yaml --optim.learning_rate inf", ["optim.learning_rate", "finite"]),
+        ("fit --config tiny.yaml --optim.beta1 1", ["--optim.beta1 is 1", "from 0 to below 1"]),
+        ("fit --config tiny.yaml --compile maybe", ["'auto' or true or false"]),
+        ("fit --config tiny.yaml --trainer.gradient_clip_val -1", ["gradient_clip_val is -1"]),
+        ("fit --config tiny.yaml --model.n_layer null", ["--model.n_layer takes a whole number"]),
         ("fit --config tiny.yaml --run a/b", ["a/b", "name"]),
         ("fit --config tiny.yaml --run ..", ["..", "name"]),
         ("fit --config tiny.yaml --ckpt_path nope.ckpt", ["nope.ckpt"]),
@@ -300,6 +340,10 @@ def test_the_exported_network_has_the_loss_that_validate_says(trained, tmp_path)
         ("predict --ckpt_path foreign.ckpt", ["foreign.ckpt", "not written by this program"]),
         ("predict --ckpt_path newer.ckpt", ["newer.ckpt", "newer", "update"]),
         ("predict", ["no trained run", "fit"]),
+        ("predict --sampling bogus", ["--sampling is bogus; give 'argmax', 'prob', ", " or null"]),
+        ("predict --top_p 2", ["--top_p is 2; give a number from 0 to 1 or null"]),
+        ("predict --num_samples 1.5", ["--num_samples is 1.5; give a whole number above 0"]),
+        ("predict --run", ["--run needs a value"]),
         ("predict --sampling top5 --top_k 3", ["top5", "top_k"]),
         ("predict --sampling argmax --top_p 0.5", ["argmax", "top_p"]),
         ("predict --tempreature 1", ["--tempreature", "--temperature?"]),
@@ -308,6 +352,8 @@ def test_the_exported_network_has_the_loss_that_validate_says(trained, tmp_path)
         ("predict --prompt_file nope.txt", ["nope.txt"]),
         ("predict --prompt a --prompt_file text.txt", ["--prompt_file", "contradict"]),
         ("export", ["--to", "required"]),
+        ("predict --config number.yaml", ["no run 2024"]),
+        ("inspect --config list.yaml", ["data:"]),
         ("train", ["train", "fit"]),
     ],
 )
@@ -318,8 +364,14 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(folder, main, args, wor
     (folder / "unknown.yaml").write_text(CONFIG.replace("n_layer", "n_layers"))
     torch.save({"weight": torch.zeros(1)}, folder / "foreign.ckpt")
     torch.save({"lightning_app": {"format": 99}}, folder / "newer.ckpt")
+    (folder / "number.yaml").write_text("run: 2024")
+    (folder / "list.yaml").write_text("data: [text.txt]")
     is_error(main(*args.split()), *words)
     assert not [p for p in folder.glob("logs/*") if p.name != ".locks"]
+
+
+def test_a_prompt_does_not_switch_tracebacks_on(folder, main):
+    is_error(main("predict", "--prompt", "now --debug true"), "no trained run")
 
 
 def test_a_prompt_outside_the_alphabet_is_refused_with_a_remedy(trained, main, monkeypatch):

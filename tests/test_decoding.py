@@ -6,13 +6,15 @@ import sys
 from itertools import islice
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 import torch
+from numba.core.event import install_listener
 from test_generation import TOKENIZER, UNIGRAM, V, network, options
 
 from lightning_app import decoding
-from lightning_app.compiling import compiled
+from lightning_app.compiling import Notice, compiled
 from lightning_app.decoding import Engine, as_array
 from lightning_app.generation import (
     CachedLogits,
@@ -93,6 +95,20 @@ def test_bfloat16_is_read_and_rounded_as_pytorch_does():
     both(x.numpy(), narrow, wide)
     assert np.array_equal(narrow, as_array(x.bfloat16()))
     assert np.array_equal(wide, x.bfloat16().float().numpy())
+
+
+def test_compiling_is_said_once_and_loading_or_running_is_not(capsys):
+    @numba.njit
+    def double(x):
+        return 2 * x
+
+    with install_listener("numba:compile", Notice("a moment")):
+        double(1)
+        double(1.0)  # for another type: compiled again
+        assert capsys.readouterr().err == "a moment\n"
+    with install_listener("numba:compile", Notice("a moment")):
+        double(3)
+        assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("block_size", [1, 2, 3, 5, 8, 40])

@@ -189,7 +189,7 @@ def test_a_bad_byte_is_named_with_file_line_and_offset(tmp_path, monkeypatch, le
     assert "0xff" in message
     assert f"line {lead + 1}," in message
     assert f"offset {len(before) + 2};" in message
-    assert "iconv" in message
+    assert ("damaged" if lead else "iconv") in message
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 4, 4 << 20])
@@ -198,7 +198,13 @@ def test_a_character_truncated_at_the_end_of_a_file_is_named(tmp_path, monkeypat
     monkeypatch.setattr(encoding, "CHUNK", chunk)
     file = written(tmp_path / "bad.txt", b"one\ntwo" + "😀".encode()[:cut])
     message = refusal([file, written(tmp_path / "good.txt", "x")], tmp_path / "cache")
-    assert "0xf0 in line 2, offset 7;" in message
+    assert "0xf0 in line 2, offset 7; the file ends within a character" in message
+
+
+def test_what_is_no_text_is_not_to_be_converted(tmp_path):
+    message = refusal([written(tmp_path / "x.png", b"\x89PNG\r\n\x1a\n\0\0")], tmp_path / "cache")
+    assert "no text" in message
+    assert "iconv" not in message
 
 
 @pytest.mark.parametrize("between", ["\r", "\r\n", "\n", "a"])

@@ -139,6 +139,49 @@ def test_fine_tuning_starts_from_another_runs_weights(folder, main):
     assert tuned < untuned
 
 
+def test_fine_tuning_goes_on_by_the_same_command(folder, main):
+    source = folder / "logs/tiny/checkpoints/best.ckpt"
+    assert main("fit", "--config", "tiny.yaml", "--trainer.max_steps", 10).code == 0
+    tune = ("fit", "--config", "tiny.yaml", "--run", "tuned", "--init_from", source)
+    tune += ("--model.n_embd", 32)  # the source's network has 16
+    assert main(*tune, "--trainer.max_steps", 10).code == 0
+    source.unlink()
+    done = main(*tune, "--trainer.max_steps", 15)
+    assert done.code == 0, done.err
+    assert "resuming tuned at step 10 of 15" in done.err
+
+
+def test_another_runs_checkpoint_does_not_overwrite_a_run(folder, main):
+    for run in ("one", "other"):
+        assert main("fit", "--config", "tiny.yaml", "--run", run).code == 0
+    before = (folder / "logs/one/checkpoints/last.ckpt").read_bytes()
+    on = ("fit", "--config", "tiny.yaml", "--trainer.max_steps", 30)
+    on += ("--ckpt_path", "logs/other/checkpoints/last.ckpt")
+    is_error(main(*on, "--run", "one"), "run one has checkpoints of its own", "--run OTHER")
+    assert (folder / "logs/one/checkpoints/last.ckpt").read_bytes() == before
+    done = main(*on, "--run", "third")
+    assert done.code == 0
+    assert "resuming third at step 20 of 30" in done.err
+
+
+def test_more_patience_goes_on_for_as_long(folder, main):
+    fit = ("fit", "--config", "tiny.yaml", "--trainer.max_steps", 90)
+    fit += ("--optim.learning_rate", 1e-12, "--optim.muon_learning_rate", 1e-12)
+    steps = []
+    for patience in (1, 3):
+        assert main(*fit, "--early_stopping_patience", patience).code == 0
+        steps.append(checkpoint(folder, "tiny")["lightning_app"]["step"])
+    assert steps[1] == steps[0] + 20  # two validations more
+
+
+def test_the_users_own_checkpoints_are_beside_the_runs(folder, main):
+    own = "--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.dirpath=own"
+    done = main("fit", "--config", "tiny.yaml", "--optim.average_decay", 0.9, *own)
+    assert done.code == 0, done.err
+    assert list((folder / "own").glob("*.ckpt"))
+    assert checkpoint(folder, "tiny", "best")["lightning_app"]["average"]
+
+
 def test_trainer_flags_work(folder, main):
     flags = ["limit_val_batches=1", "accumulate_grad_batches=2", "gradient_clip_val=0.5"]
     flags += ["gradient_clip_algorithm=value", "overfit_batches=1", "precision=32-true"]

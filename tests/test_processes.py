@@ -39,6 +39,31 @@ def fit(folder: Path, run: str, *flags: str, launcher: tuple = (sys.executable,)
     return done.stdout
 
 
+def fit_by_slurm(folder: Path, run: str, *flags: str) -> str:
+    """Two processes as srun starts them; what both said."""
+    command = [sys.executable, str(MAIN), "fit", "--config", "tiny.yaml", "--run", run]
+    job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}
+    job |= {"SLURM_NODELIST": "localhost", "SLURM_NODEID": "0"}
+    processes = [
+        subprocess.Popen(
+            [*command, *EXACT, *flags],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | job | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    try:
+        said = [process.communicate(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], said
+    return "".join(out for out, _ in said)
+
+
 def fit_here(folder: Path, run: str, *flags: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -56,6 +81,7 @@ def runs(tmp_path_factory) -> tuple[Path, dict[str, str]]:
     said = {
         "two": fit(folder, "two", *TWO),
         "torchrun": fit(folder, "torchrun", *TWO, launcher=torchrun),
+        "slurm": fit_by_slurm(folder, "slurm", *TWO),
         "sharded": fit(folder, "sharded", *TWO, *SHARDED),
     }
     return folder, said
@@ -67,7 +93,7 @@ def curve(folder: Path, run: str, tag: str) -> list[tuple[int, float]]:
     return [(x.step, x.value) for x in board.Scalars(tag)]
 
 
-@pytest.mark.parametrize("run", ["two", "torchrun", "sharded"])
+@pytest.mark.parametrize("run", ["two", "torchrun", "slurm", "sharded"])
 def test_two_processes_at_half_the_batch_follow_one(runs, run):
     folder, _ = runs
     one, other = (curve(folder, name, "train/loss") for name in ("one", run))
@@ -75,7 +101,7 @@ def test_two_processes_at_half_the_batch_follow_one(runs, run):
     assert [x for _, x in other] == pytest.approx([x for _, x in one], abs=1e-5)
 
 
-@pytest.mark.parametrize("run", ["two", "torchrun"])
+@pytest.mark.parametrize("run", ["two", "torchrun", "slurm"])
 def test_validation_by_two_processes_counts_every_character_once(runs, run):
     folder, said = runs
     one, other = (curve(folder, name, "val/loss") for name in ("one", run))

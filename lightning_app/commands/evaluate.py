@@ -30,7 +30,7 @@ class DataOptions:
         hold_out: Whether these are cut between characters, or where the nearest file begins.
         block_size: Characters in a window, at most the network's.
         batch_size: Windows in a batch.
-        data_dir: Where corpora and their encoded form are kept.
+        data_dir: Where corpora and their encoded form are kept now.
     """
 
     corpus: str | None = None
@@ -38,7 +38,7 @@ class DataOptions:
     hold_out: HoldOut | None = None
     block_size: PositiveInt | None = None
     batch_size: PositiveInt | None = None
-    data_dir: str = "data"
+    data_dir: str | None = None
 
 
 class EvaluateParser(Parser):
@@ -89,6 +89,11 @@ def main(argv: list[str]) -> int:
     if config.report and config.evaluate == "dynamic":
         raise UserError("--report is of the weights; use it with --evaluate block or sliding")
     if config.evaluate == "dynamic":
+        if flags := [a for a in rest if a.startswith("--trainer")]:
+            raise UserError(
+                f"{flags[0].split('=')[0]} is not for --evaluate dynamic, which reads one window "
+                "after another without a Trainer; leave it out"
+            )
         return score_dynamically(path, trained, data, split, init.dynamic, config.yardsticks)
     model = CharGPT(**trained.hyper_parameters)
     model.gpt = trained.gpt
@@ -98,10 +103,15 @@ def main(argv: list[str]) -> int:
         announce(path, trained, data, split)
     run = trainer.validate if command == "validate" else trainer.test
     run(model, datamodule=data, verbose=False)
+    if not model.figures:
+        raise UserError(f"--trainer.limit_{split}_batches leaves nothing to score; leave it out")
     if trainer.is_global_zero:
         how = f"context: {describe(config.evaluate, data)}; {trainer.precision}"
         print_figures(model.figures[f"{split}/loss"], model.eval_loss.scored, how)
-        if config.yardsticks:
+        first, last = data.bounds[split]
+        if model.eval_loss.scored < last - max(first, 1):
+            print("\na part of the split: nothing is set beside it", file=sys.stderr)
+        elif config.yardsticks:
             print("\n".join(["", *beside(data, split, model.figures[f"{split}/loss"])]))
         if config.report:
             write_report(Path(config.report), name or path, trained, data, split)
@@ -122,9 +132,15 @@ def describe(evaluate: str, data: CharDataModule) -> str:
     return f"{evaluate}, windows of {data.block_size}{each}"
 
 
+def read_alone(data: CharDataModule) -> None:
+    """Make the data's batches all of them, not one process's share."""
+    data.trainer = SimpleNamespace(world_size=1, global_rank=0)
+
+
 def write_report(
     file: Path, name: str | Path, trained: checkpoints.Trained, data: CharDataModule, split: str
 ) -> None:
+    read_alone(data)
     scores = report.collect(trained.gpt.cpu(), data.eval_batches(split))
     train = data.split("train") if data.ids_of is None else data.ids_of[data.split("train")]
     file.write_text(report.page(f"{name}: {split}", trained, scores, train), encoding="utf-8")
@@ -158,7 +174,7 @@ def score_dynamically(
 ) -> int:
     announce(path, trained, data, split)
     data.batch_size = 1
-    data.trainer = SimpleNamespace(world_size=1, global_rank=0)
+    read_alone(data)
     metric = dynamic.score(trained.gpt, data.eval_batches(split), options)
     loss = float(metric.compute())
     how = f"context: {describe('dynamic', data)}, learning rate {options.learning_rate:g}"
@@ -186,7 +202,7 @@ def rebuild_data(trained: checkpoints.Trained, options: DataOptions) -> CharData
     """
     then = trained.info["data"]
     given = {k: v for k, v in asdict(options).items() if v is not None}
-    names = ("corpus", "splits", "hold_out", "unit", "block_size", "batch_size")
+    names = ("corpus", "splits", "hold_out", "unit", "block_size", "batch_size", "data_dir")
     kept = {k: then[k] for k in names}
     data = CharDataModule(**kept | given)
     if data.block_size > trained.gpt.config.block_size:

@@ -10,14 +10,21 @@ from typing import Literal
 import numpy as np
 import torch
 import yaml
-from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
+from jsonargparse.typing import PositiveFloat, PositiveInt
+from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_app import checkpoints, hardware, resume, runs
-from lightning_app.callbacks import StepBar, TextSamples, TrainingLog, WeightAverage
+from lightning_app.callbacks import (
+    EarlyStopping,
+    StepBar,
+    TextSamples,
+    TrainingLog,
+    WeightAverage,
+)
 from lightning_app.cli import explain
 from lightning_app.commands import screens
 from lightning_app.data import CharDataModule
@@ -25,7 +32,7 @@ from lightning_app.errors import UserError
 from lightning_app.generation import GenerateOptions
 from lightning_app.module import CharGPT
 from lightning_app.optim import OptimOptions, ScheduleOptions, window_size
-from lightning_app.parsing import FriendlyErrors
+from lightning_app.parsing import FriendlyErrors, Seed
 from lightning_app.saving import AtomicCheckpointIO, Checkpoints, Interrupted, Signals
 from lightning_app.tokenizer import Tokenizer
 from lightning_app.trainer import check_flags, make_trainer
@@ -60,7 +67,7 @@ class FitCLI(LightningCLI):
     def __init__(self, configs: list[Path], args: list[str]) -> None:
         self.began = time.perf_counter()
         self.configs = configs
-        self.is_main = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) == 0
+        self.is_main = rank_zero_only.rank == 0  # of torchrun's, SLURM's or Lightning's processes
         super().__init__(
             CharGPT,
             CharDataModule,
@@ -85,7 +92,7 @@ class FitCLI(LightningCLI):
         add("--fresh", type=bool, default=False, help="Move the run's folder aside, start anew.")
         add("--ckpt_path", type=str | None, help="Resume from this file, in this run.")
         add("--init_from", type=str | None, help="Start a new run from this file's weights.")
-        add("--seed_everything", type=NonNegativeInt, default=1337, help="Decides all randomness.")
+        add("--seed_everything", type=Seed, default=1337, help="Decides all randomness.")
         add("--debug", type=bool, default=False, help="Show tracebacks.")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -134,23 +141,34 @@ class FitCLI(LightningCLI):
         self.dev_run = bool(self.config.trainer.fast_dev_run)  # leaves no trace
         self.lock = None
         self.point = None  # path, contents and a note of the checkpoint to go on from
+        if self.config.fresh and self.config.ckpt_path:
+            raise UserError("--fresh and --ckpt_path contradict each other; leave one out")
         if self.config.ckpt_path:
             path = runs.find_checkpoint(self.config.ckpt_path, self.run)
             self.point = (path, checkpoints.read(path), None)
-        if self.config.fresh and self.config.ckpt_path:
-            raise UserError("--fresh and --ckpt_path contradict each other; leave one out")
+            own = path.resolve().is_relative_to(self.folder.resolve())
+            if not own and self.run in runs.known_runs():
+                raise UserError(
+                    f"run {self.run} has checkpoints of its own, which going on from {path} would "
+                    "overwrite; do it in another run: --run OTHER"
+                )
         if not self.dev_run and self.is_main:
             self.lock = runs.lock(self.run)
         if not self.dev_run and not self.config.fresh:
             self.point = self.point or runs.resume_point(self.run)
         self.source = None
-        if self.config.init_from and self.point is None:
+        if self.config.init_from and self.point:
+            try:
+                self.take_network(self.point[1]["hyper_parameters"])
+            except DAMAGE as error:
+                raise damaged(self.point[0], error) from None
+        elif self.config.init_from:
             self.source = checkpoints.load(runs.find_checkpoint(self.config.init_from, None))
-            self.take_network(self.source)
+            self.take_network(self.source.hyper_parameters)
 
-    def take_network(self, source: checkpoints.Trained) -> None:
-        """The network of --init_from is the new run's, but for dropout and block_size."""
-        for name, value in source.hyper_parameters.items():
+    def take_network(self, hyper_parameters: dict) -> None:
+        """The network of --init_from is the run's, but for dropout and block_size."""
+        for name, value in hyper_parameters.items():
             if name in ("alphabet", "block_size", "dropout"):
                 continue
             if self.config.model[name] != value:
@@ -188,6 +206,8 @@ class FitCLI(LightningCLI):
         config["logger"] = [] if self.dev_run else self.loggers(config["logger"])
         plugins = config["plugins"] or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
+        if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
+            plugins = [*plugins, SLURMEnvironment(auto_requeue=False)]  # it saves elsewhere
         config["plugins"] = [*plugins, AtomicCheckpointIO()]
         self.signals = Signals()
         log = TrainingLog()
@@ -199,14 +219,15 @@ class FitCLI(LightningCLI):
             self.config.checkpoint_every_seconds,
         )
         given = config["callbacks"] or []
-        callbacks = [*(given if isinstance(given, list) else [given]), log, TextSamples()]
+        given = given if isinstance(given, list) else [given]
+        callbacks = [self.checkpoints, *given, log, TextSamples()]  # the Trainer calls it last
         if config["enable_progress_bar"] is not False:
             callbacks.append(StepBar(log))
         if decay := self.model.optim.average_decay:
             callbacks.append(WeightAverage(decay))
         if patience := self.config.early_stopping_patience:
             callbacks.append(EarlyStopping("val/loss", patience=patience))
-        trainer = make_trainer(config | {"callbacks": [*callbacks, self.checkpoints]})
+        trainer = make_trainer(config | {"callbacks": callbacks})
         self.facts = self.checkpoints.facts = self.describe(trainer)
         return trainer
 
@@ -291,6 +312,7 @@ class FitCLI(LightningCLI):
             },
             "logger": ", ".join(type(x).__name__ for x in trainer.loggers) or "none",
             "patience": c.early_stopping_patience,
+            "generate": asdict(model.generate),
             "device": self.accelerator,
             "precision": str(trainer.precision),
             "torch": torch.__version__,

@@ -37,10 +37,9 @@ def main(argv: list[str]) -> int:
     add("--yardsticks", type=bool, default=True, help="Measure n-grams and compressors on it.")
     add("--json", action="store_true", help="Everything found, for programs.")
     add("--debug", type=bool, default=False, help="Show tracebacks.")
-    known = runs.read_configs(configs).get("data", {})
-    parser.set_defaults(
-        {f"data.{k}": known[k] for k in ("corpus", "splits", "hold_out", "unit") if k in known}
-    )
+    known = runs.group(configs, "data")
+    names = ("corpus", "splits", "hold_out", "unit", "data_dir")
+    parser.set_defaults({f"data.{k}": known[k] for k in names if k in known})
     config = parser.parse_args(rest)
     data = parser.instantiate_classes(config).data
     divided = divide(data.corpus, data.splits, data.hold_out, data.unit, data.data_dir)

@@ -57,23 +57,29 @@ def main(argv: list[str]) -> int:
     configs, rest = runs.split_configs(join_texts(argv))
     trainer_flags = [a for a in rest if a.startswith("--trainer")]
     values = runs.read_configs(configs)
+    generate = runs.group(configs, "generate")
     parser = make_parser()
     if trainer_flags:
         from lightning_app.trainer import add_trainer_flags
 
         add_trainer_flags(parser)
         parser.set_defaults({"trainer.enable_progress_bar": False})  # one batch: nothing to show
-    config = parser.parse_args(with_defaults_from(values.get("generate"), rest, parser))
-    options = GenerateOptions(**{f.name: config[f.name] for f in fields(GenerateOptions)}).resolve()
+
+    def parse(defaults: dict[str, Any]) -> tuple[Any, GenerateOptions]:
+        config = parser.parse_args(with_defaults_from(defaults, rest))
+        options = GenerateOptions(**{f.name: config[f.name] for f in fields(GenerateOptions)})
+        return config, options.resolve()
+
+    config, options = parse(generate)
     prompts = read_prompts(config)
     name = runs.run_name(config.run or values.get("run"), configs)
     trained = checkpoints.load(runs.find_checkpoint(config.ckpt_path, name))
+    if not generate:  # the run's own
+        config, options = parse(trained.info["generate"])
     for prompt in prompts:
         trained.tokenizer.encode(prompt, "the prompt")  # raises before anything is printed
     if config.weights != "float32" and trainer_flags:
-        raise UserError(
-            f"--weights {config.weights} is not for --trainer flags; use --trainer.precision"
-        )
+        raise UserError(f"--weights {config.weights} is not for --trainer flags; leave them out")
     training = training_text(trained) if config.check_overlap else None
     seed = config.seed_everything
     if seed is None:
@@ -102,13 +108,9 @@ def join_texts(argv: list[str]) -> list[str]:
     return joined
 
 
-def with_defaults_from(generate: Any, rest: list[str], parser: Parser) -> list[str]:
-    """The config's `generate:` group as defaults. Choosing a sampling on the command line drops all
-    four of the config's options for it: they are one decision."""
-    if generate is None:
-        return rest
-    if not isinstance(generate, dict):
-        raise UserError("generate: in the config holds no `key: value` lines")
+def with_defaults_from(generate: dict[str, Any], rest: list[str]) -> list[str]:
+    """A `generate:` group, of the config or else of the run, as defaults. Choosing a sampling on
+    the command line drops all four of its options for that: they are one decision."""
     names = [f.name for f in fields(GenerateOptions)]
     if unknown := [k for k in generate if k not in names]:
         raise UserError(f"there is no generate.{unknown[0]}; use one of {', '.join(names)}")
@@ -198,7 +200,9 @@ def write(
 def training_text(trained: checkpoints.Trained) -> Divided:
     """The text a network was trained on. Raises UserError where it is gone or another one."""
     data = trained.info["data"]
-    divided = divide(data["corpus"], data["splits"], data["hold_out"], data["unit"])
+    divided = divide(
+        data["corpus"], data["splits"], data["hold_out"], data["unit"], data["data_dir"]
+    )
     if divided.text.fingerprint != data["fingerprint"]:
         raise UserError(
             f"--check_overlap: the corpus {data['corpus']} has changed since the run was trained"
@@ -247,4 +251,7 @@ def predict_with_trainer(
     if trainer.world_size > 1:
         raise UserError("predict writes on one device; use --trainer.devices 1")
     loader = DataLoader(prompts, batch_size=len(prompts), collate_fn=list)
-    return trainer.predict(model, dataloaders=loader)[0]
+    predictions = trainer.predict(model, dataloaders=loader)
+    if not predictions:
+        raise UserError("--trainer.limit_predict_batches leaves nothing to write; leave it out")
+    return predictions[0]
