@@ -10,6 +10,7 @@ import itertools
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 from lightning_app import runs  # noqa: E402
 from lightning_app.commands.fit import FitCLI  # noqa: E402
-from lightning_app.data import TrainBatches  # noqa: E402
+from lightning_app.data import Batch, TrainBatches  # noqa: E402
 
 STEPS = 50
 
@@ -31,16 +32,19 @@ class Alternate(Callback):
     def __init__(self) -> None:
         self.of_trainer: list[float] = []
         self.of_loop: list[float] = []
+        self.batches: Iterator[Batch] | None = None
 
     def on_train_batch_end(self, trainer: Trainer, pl_module, outputs, batch, batch_idx) -> None:
         if trainer.global_step % STEPS:
             return
         if trainer.global_step > STEPS:  # the first steps compile
             self.of_trainer.append((time.perf_counter() - self.began) / STEPS)
-            batches = itertools.islice(TrainBatches(trainer.datamodule), STEPS)
+            if self.batches is None:
+                self.batches = iter(TrainBatches(trainer.datamodule))
+                next(self.batches)  # looks for names
             optimizer = trainer.optimizers[0]
             began = time.perf_counter()
-            for batch in batches:
+            for batch in itertools.islice(self.batches, STEPS):
                 with trainer.precision_plugin.forward_context():
                     loss = pl_module.losses(*batch).mean()
                 loss.backward()

@@ -40,7 +40,8 @@ def nanogpt_figure(path: Path) -> float:
     if data["corpus"] != "tiny_shakespeare":
         return math.nan
     block_size = min(256, trained.gpt.config.block_size)
-    text = encode(corpora.find(data["corpus"]).files, Path("data/cache"))
+    where = Path(data["data_dir"])
+    text = encode(corpora.find(data["corpus"], where).files, where / "cache")
     first = int(len(text.ids) * data["splits"][0])
     ids = torch.from_numpy(np.array(text.ids[first:], dtype=np.int64))
     n = (len(ids) - 1) // block_size

@@ -54,9 +54,12 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--windows", type=int, default=64)
     args = parser.parse_args()
+    if args.windows < 2:
+        parser.error("--windows takes 2 or more: several texts are compared with one")
     trained = checkpoints.load(args.checkpoint)
     data = trained.info["data"]
-    text = divide(data["corpus"], data["splits"], data["hold_out"], data["unit"]).ids("val")
+    where = [data[k] for k in ("corpus", "splits", "hold_out", "unit", "data_dir")]
+    text = divide(*where).ids("val")
     size = trained.gpt.config.block_size
     starts = np.linspace(0, len(text) - size - 1, args.windows).astype(int)
     ids = np.stack([np.asarray(text[s : s + size], dtype=np.int64) for s in starts])

@@ -62,7 +62,7 @@ class TrainingLog(Callback):
         if not just_stepped(trainer):
             return
         step = trainer.global_step
-        due = step % trainer.log_every_n_steps == 0 or step >= trainer.max_steps
+        due = pl_module.logs(step)
         if due or trainer.strategy.root_device.type == "cpu":  # elsewhere looking costs a sync
             check_finite(outputs["loss"], trainer)
         if not due:

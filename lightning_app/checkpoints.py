@@ -30,6 +30,7 @@ BEFORE = {  # of files without these
     "rename": 0.0,
     "data_dir": "data",
     "generate": {},
+    "origin": None,  # what file it was started from, "" for none; not known
 }
 PREVIOUS = "previous.ckpt"  # the last.ckpt before the newest
 POSITIONS_LIMIT = 64 << 20  # bytes of rotary positions that a small file may ask for

@@ -25,11 +25,12 @@ AHEAD = 4096  # window starts computed at a time: one by one would cost a millis
 class TrainBatches:
     """The endless stream of training batches, from where the trainer stands on.
 
-    Micro-batch k of the run is global batch k, whatever happened before; this process takes its
-    slice of it. A batch is batch_size * block_size characters in windows of the size that the
-    module's schedule gives batch k. Short ones are pieces of windows of block_size: a group of as
-    many batches as a window has pieces takes the first piece of all their windows, then the second,
-    and so on. So a batch comes from many places, and an epoch still has every character once.
+    What a step reads is decided by its number, whatever happened before; its micro-batches and
+    processes take a slice of that each. A micro-batch is batch_size * block_size characters in
+    windows of the size that the module's schedule gives it. Short ones are pieces of windows of
+    block_size: a group of as many steps as a window has pieces takes the first piece of all their
+    windows, then the second, and so on. So a step reads from many places, and an epoch still has
+    every character once.
     """
 
     def __init__(self, data: "CharDataModule") -> None:
@@ -42,33 +43,35 @@ class TrainBatches:
         if data.rename:
             renamer = Renamer(ids, data.alphabet, data.unit, data.rename, data.seed)
         k = trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        accumulate = trainer.accumulate_grad_batches
         cycle = int(trainer.overfit_batches) if trainer.overfit_batches >= 1 else None
         while True:
             size = window_size(k)
             pieces = data.block_size // size
-            rows = data.batch_size * pieces
-            mine = slice(trainer.global_rank * rows, (trainer.global_rank + 1) * rows)
-            first = k - k % pieces
-            groups = max(1, AHEAD // (rows * trainer.world_size))
-            starts = self.starts(first, groups, pieces)
-            while k < first + groups * pieces and window_size(k) == size:
-                group, piece = starts[(k - first) // pieces], k % pieces
+            length = pieces * accumulate  # micro-batches of a group
+            first = k - k % length
+            groups = max(1, AHEAD // (data.batch_size * trainer.world_size * length))
+            starts = self.starts(first, groups, length)
+            while k < first + groups * length and window_size(k) == size:
+                group, n = starts[(k - first) // length], k
                 if cycle:  # the Trainer's overfit_batches: the same few batches over and over
                     n = k % cycle
-                    (group,), piece = self.starts(n - n % pieces, 1, pieces), n % pieces
-                window = windows.train_windows(ids, group[mine] + piece * size, size)
+                    (group,) = self.starts(n - n % length, 1, length)
+                piece, part = divmod(n % length, accumulate)
+                mine = group.reshape(accumulate, trainer.world_size, -1)[part, trainer.global_rank]
+                window = windows.train_windows(ids, mine + piece * size, size)
                 if renamer:
-                    renamer.replace(window, group[mine])
+                    renamer.replace(window, mine)
                 yield torch.from_numpy(window[:, :-1]), torch.from_numpy(window[:, 1:])
                 k += 1
 
-    def starts(self, first: int, groups: int, pieces: int) -> NDArray[np.int64]:
-        """Where the windows of block_size of groups of `pieces` batches start, from batch `first`
-        on: (groups, windows of a group), of all processes."""
+    def starts(self, first: int, groups: int, length: int) -> NDArray[np.int64]:
+        """Where the windows of block_size of groups of `length` micro-batches start, from number
+        `first` on: (groups, windows of a group), of all processes."""
         data = self.data
         n, global_size = len(data.split("train")), data.batch_size * data.trainer.world_size
         starts = windows.train_starts(
-            data.seed, first, global_size, data.block_size, n, groups * pieces
+            data.seed, first, global_size, data.block_size, n, groups * length
         )
         return starts.reshape(groups, -1)
 
@@ -230,8 +233,10 @@ class CharDataModule(L.LightningDataModule):
         first, last = self.bounds[name]
         if last - max(first, 1) < 1:
             remedy = "use `validate`, or give " if name == "test" else "give "
+            what = "shares such as [0.9, 0.05, 0.05]"
+            if self.hold_out == "files":
+                what = "more files, larger shares, or --data.hold_out characters"
             raise UserError(
-                f"the {name} split is empty (--data.splits {self.splits}); {remedy}"
-                "shares such as [0.9, 0.05, 0.05]"
+                f"the {name} split is empty (--data.splits {self.splits}); {remedy}{what}"
             )
         return EvalBatches(self, first, last)

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
-from jsonargparse.typing import NonNegativeFloat, PositiveFloat
+from jsonargparse.typing import ClosedUnitInterval, PositiveFloat
 from tqdm import tqdm
 
 from lightning_app.data import Batch
@@ -26,7 +26,7 @@ class DynamicOptions:
     """
 
     learning_rate: PositiveFloat = 1e-4
-    decay: NonNegativeFloat = 1e-3
+    decay: ClosedUnitInterval = 1e-3
 
 
 def score(gpt: GPT, batches: Collection[Batch], options: DynamicOptions) -> CharacterLoss:

@@ -142,6 +142,10 @@ class CharGPT(L.LightningModule):
         """The shared step: nats of each character, (B * T,)."""
         return loss_per_character(self.gpt(idx), targets)
 
+    def logs(self, step: int) -> bool:
+        """Whether training is logged after so many steps."""
+        return step % self.trainer.log_every_n_steps == 0 or step >= self.trainer.max_steps
+
     def configure_gradient_clipping(
         self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None
     ) -> None:
@@ -152,7 +156,7 @@ class CharGPT(L.LightningModule):
             torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val)
         elif gradient_clip_val:
             self.gradient_norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
-        elif (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+        elif self.logs(self.global_step + 1):
             self.gradient_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
 
     # Evaluation

@@ -91,6 +91,10 @@ def mistyped(text: str) -> str | None:
     if not found or not (types := re.findall(TYPE, found[2])):
         return None
     key, problem = found.groups()
+    if option := re.search(r"Option '([\w.]+)' is not accepted", problem):
+        return f"there is no option {key}.{option[1]}"
+    if name := re.search(r"Expected a dot import path string: (\S+)", problem):
+        return f"{key}: there is no class {name[1]}"
     value = next((v[1] for pattern in VALUE if (v := re.search(pattern, problem))), None)
     needed = list(dict.fromkeys(literal or NEEDS.get(kind, kind) for literal, kind in types))
     last = needed.pop()

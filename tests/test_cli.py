@@ -189,6 +189,7 @@ def test_nothing_is_set_beside_a_part_of_the_split(trained, main, monkeypatch):
     is_error(main(*validate, "--trainer.limit_val_batches", 0), "limit_val_batches")
     dynamic = ("--evaluate", "dynamic", "--trainer.limit_val_batches", 2)
     is_error(main(*validate, *dynamic), "--trainer.limit_val_batches", "dynamic")
+    is_error(main(*validate, "--dynamic.decay", 0.5), "--dynamic.decay", "--evaluate dynamic")
 
 
 def test_an_empty_test_split_names_validate(folder, main):
@@ -344,6 +345,8 @@ def test_the_exported_network_has_the_loss_that_validate_says(trained, tmp_path)
         ("predict --top_p 2", ["--top_p is 2; give a number from 0 to 1 or null"]),
         ("predict --num_samples 1.5", ["--num_samples is 1.5; give a whole number above 0"]),
         ("predict --run", ["--run needs a value"]),
+        ("fit --config tiny.yaml --trainer.logger CSVLoger", ["there is no class CSVLoger"]),
+        ("fit --trainer.logger CSVLogger --trainer.logger.nme x", ["--trainer.logger.nme"]),
         ("predict --sampling top5 --top_k 3", ["top5", "top_k"]),
         ("predict --sampling argmax --top_p 0.5", ["argmax", "top_p"]),
         ("predict --tempreature 1", ["--tempreature", "--temperature?"]),

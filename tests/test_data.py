@@ -38,6 +38,7 @@ def trainer(
     overfit_batches=0.0,
     fn=TrainerFn.FITTING,
     size_of=lambda k: 8,
+    accumulate=1,
 ):
     """As much of a Trainer as data looks at; `size_of` gives the size of the windows of batch k."""
     progress = SimpleNamespace(total=SimpleNamespace(processed=processed))
@@ -45,6 +46,7 @@ def trainer(
         world_size=world_size,
         global_rank=global_rank,
         overfit_batches=overfit_batches,
+        accumulate_grad_batches=accumulate,
         state=SimpleNamespace(fn=fn),
         lightning_module=SimpleNamespace(window_size=size_of),
         fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress)),
@@ -243,6 +245,33 @@ def test_the_windows_of_batch_k_have_the_size_its_schedule_gives(
             expected = mine[:, None] + np.arange(SIZES[k] + 1)
             assert x.tolist() == module.text.ids[expected[:, :-1]].tolist()
             assert y.tolist() == module.text.ids[expected[:, 1:]].tolist()
+
+
+@pytest.mark.parametrize("size", [1, 2, 8])
+@pytest.mark.parametrize(("processes", "accumulate"), [(1, 2), (2, 1), (2, 2), (1, 4)])
+def test_a_step_reads_the_same_however_it_is_shared_out(make, size, processes, accumulate):
+    def steps(processes: int, accumulate: int, first: int = 0) -> list[list[list[int]]]:
+        """The windows of steps, sorted, from step `first` on."""
+        streams = []
+        for rank in range(processes):
+            module = make(batch_size=8 // processes // accumulate, splits=[1.0])
+            module.setup()
+            module.trainer = trainer(
+                *(processes, rank, first * accumulate),
+                size_of=lambda k: size,
+                accumulate=accumulate,
+            )
+            batches = islice(module.train_dataloader(), (12 - first) * accumulate)
+            streams.append([x.tolist() for x, _ in batches])
+        micro = [[w for part in parts for w in part] for parts in zip(*streams, strict=True)]
+        return [
+            sorted(w for part in micro[i : i + accumulate] for w in part)
+            for i in range(0, len(micro), accumulate)
+        ]
+
+    whole = steps(1, 1)
+    assert steps(processes, accumulate) == whole
+    assert steps(processes, accumulate, first=5) == whole[5:]
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 8])

@@ -149,6 +149,8 @@ def test_fine_tuning_goes_on_by_the_same_command(folder, main):
     done = main(*tune, "--trainer.max_steps", 15)
     assert done.code == 0, done.err
     assert "resuming tuned at step 10 of 15" in done.err
+    elsewhere = main(*tune[:5], "--init_from", "nope.ckpt")
+    is_error(elsewhere, "run tuned", "not started from nope.ckpt", "--run OTHER", "--fresh true")
 
 
 def test_another_runs_checkpoint_does_not_overwrite_a_run(folder, main):
@@ -158,10 +160,15 @@ def test_another_runs_checkpoint_does_not_overwrite_a_run(folder, main):
     on = ("fit", "--config", "tiny.yaml", "--trainer.max_steps", 30)
     on += ("--ckpt_path", "logs/other/checkpoints/last.ckpt")
     is_error(main(*on, "--run", "one"), "run one has checkpoints of its own", "--run OTHER")
+    assert main(*on, "--run", "one", "--trainer.fast_dev_run", "true").code == 0
     assert (folder / "logs/one/checkpoints/last.ckpt").read_bytes() == before
     done = main(*on, "--run", "third")
     assert done.code == 0
     assert "resuming third at step 20 of 30" in done.err
+    assert "run third is finished" in main(*on, "--run", "third").out  # the same command again
+    assert main(*on[:3], "--run", "third", "--trainer.max_steps", 40).code == 0
+    done = main(*on[:3], *on[5:], "--run", "third", "--trainer.max_steps", 50)
+    assert "resuming third at step 40 of 50" in done.err
 
 
 def test_more_patience_goes_on_for_as_long(folder, main):

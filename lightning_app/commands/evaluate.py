@@ -88,6 +88,9 @@ def main(argv: list[str]) -> int:
     split = {"validate": "val", "test": "test"}[command]
     if config.report and config.evaluate == "dynamic":
         raise UserError("--report is of the weights; use it with --evaluate block or sliding")
+    options = [a for a in rest if a.startswith("--dynamic.")]
+    if options and config.evaluate != "dynamic":
+        raise UserError(f"{options[0].split('=')[0]} is for --evaluate dynamic")
     if config.evaluate == "dynamic":
         if flags := [a for a in rest if a.startswith("--trainer")]:
             raise UserError(
@@ -110,10 +113,13 @@ def main(argv: list[str]) -> int:
         print_figures(model.figures[f"{split}/loss"], model.eval_loss.scored, how)
         first, last = data.bounds[split]
         if model.eval_loss.scored < last - max(first, 1):
-            print("\na part of the split: nothing is set beside it", file=sys.stderr)
-        elif config.yardsticks:
+            print("\na part of the split: no yardsticks, no report", file=sys.stderr)
+            return 0
+        if config.yardsticks:
             print("\n".join(["", *beside(data, split, model.figures[f"{split}/loss"])]))
         if config.report:
+            # read once more: a strategy may have shared the network out, a precision rounded it
+            trained = checkpoints.load(path)
             write_report(Path(config.report), name or path, trained, data, split)
     return 0
 
@@ -141,7 +147,7 @@ def write_report(
     file: Path, name: str | Path, trained: checkpoints.Trained, data: CharDataModule, split: str
 ) -> None:
     read_alone(data)
-    scores = report.collect(trained.gpt.cpu(), data.eval_batches(split))
+    scores = report.collect(trained.gpt, data.eval_batches(split))
     train = data.split("train") if data.ids_of is None else data.ids_of[data.split("train")]
     file.write_text(report.page(f"{name}: {split}", trained, scores, train), encoding="utf-8")
     print(f"\nwrote {file}")

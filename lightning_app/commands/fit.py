@@ -141,21 +141,28 @@ class FitCLI(LightningCLI):
         self.dev_run = bool(self.config.trainer.fast_dev_run)  # leaves no trace
         self.lock = None
         self.point = None  # path, contents and a note of the checkpoint to go on from
-        if self.config.fresh and self.config.ckpt_path:
-            raise UserError("--fresh and --ckpt_path contradict each other; leave one out")
-        if self.config.ckpt_path:
-            path = runs.find_checkpoint(self.config.ckpt_path, self.run)
-            self.point = (path, checkpoints.read(path), None)
-            own = path.resolve().is_relative_to(self.folder.resolve())
-            if not own and self.run in runs.known_runs():
-                raise UserError(
-                    f"run {self.run} has checkpoints of its own, which going on from {path} would "
-                    "overwrite; do it in another run: --run OTHER"
-                )
+        given = self.config.ckpt_path
+        if given and (self.config.fresh or self.config.init_from):
+            other = "--fresh" if self.config.fresh else "--init_from"
+            raise UserError(f"{other} and --ckpt_path contradict each other; leave one out")
         if not self.dev_run and self.is_main:
             self.lock = runs.lock(self.run)
         if not self.dev_run and not self.config.fresh:
-            self.point = self.point or runs.resume_point(self.run)
+            self.point = runs.resume_point(self.run)
+        self.origin = given or self.config.init_from  # what the run was started from
+        if given:
+            path = runs.find_checkpoint(given, self.run)
+            if path.resolve().is_relative_to(self.folder.resolve()):
+                self.point = (path, checkpoints.read(path), None)
+                self.origin = self.point[1][checkpoints.SECTION]["origin"]
+            elif self.point is None:
+                self.point = (path, checkpoints.read(path), None)
+            else:
+                self.check_origin()
+        elif self.config.init_from and self.point:
+            self.check_origin()
+        elif self.point:
+            self.origin = self.point[1][checkpoints.SECTION]["origin"]
         self.source = None
         if self.config.init_from and self.point:
             try:
@@ -165,6 +172,15 @@ class FitCLI(LightningCLI):
         elif self.config.init_from:
             self.source = checkpoints.load(runs.find_checkpoint(self.config.init_from, None))
             self.take_network(self.source.hyper_parameters)
+
+    def check_origin(self) -> None:
+        """Raises UserError unless the run was started from the file that is given again."""
+        if self.point[1][checkpoints.SECTION]["origin"] not in (self.origin, None):
+            raise UserError(
+                f"run {self.run} has checkpoints of its own and was not started from "
+                f"{self.origin}; start another run with --run OTHER, or move this one aside with "
+                "--fresh true"
+            )
 
     def take_network(self, hyper_parameters: dict) -> None:
         """The network of --init_from is the run's, but for dropout and block_size."""
@@ -313,6 +329,7 @@ class FitCLI(LightningCLI):
             "logger": ", ".join(type(x).__name__ for x in trainer.loggers) or "none",
             "patience": c.early_stopping_patience,
             "generate": asdict(model.generate),
+            "origin": self.origin or "",
             "device": self.accelerator,
             "precision": str(trainer.precision),
             "torch": torch.__version__,
