@@ -113,6 +113,14 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
         super().load_state_dict(state_dict | {"patience": self.patience})
 
 
+class Timer(lightning_callbacks.Timer):
+    """Lightning's for --trainer.max_time, but each call of `fit` has this time, not all together:
+    the same command goes on."""
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        pass
+
+
 class TextSamples(Callback):
     """At each validation, what the model writes after two fixed prompts, to TensorBoard: nothing at
     all, and the first line of the validation text."""

@@ -72,6 +72,9 @@ def dispatch(argv: list[str]) -> int:
 def set_up_process() -> None:
     """Results to standard output in UTF-8, everything else to standard error, adverts nowhere."""
     os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")  # a checkpoint is data
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as a service's may be
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")

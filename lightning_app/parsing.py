@@ -43,6 +43,7 @@ UNKNOWN = (
     r"[Uu]nrecognized arguments?: --([\w.]+)",
     r"[Kk]ey [\"'`]?([\w.]+)[\"'`]? is not expected",
     r"[Nn]o action for key [\"'`]?([\w.]+)",
+    r"^Option '([\w.]+)' is not accepted",
 )
 
 
@@ -91,8 +92,13 @@ def mistyped(text: str) -> str | None:
     if not found or not (types := re.findall(TYPE, found[2])):
         return None
     key, problem = found.groups()
-    if option := re.search(r"Option '([\w.]+)' is not accepted", problem):
-        return f"there is no option {key}.{option[1]}"
+    # of a class's own options, said by `tidy` before
+    if inner := re.search(r"there is no option --([\w.]+)", problem):
+        return f"there is no option {key}.{inner[1]}"
+    if inner := re.search(r"Errors: - --([\w.]+ .*?) - ", problem):
+        return f"{key}.{inner[1]}"
+    if wrong := re.search(r"Problem with given class_path (.*?) - ", problem):
+        return f"{key}: {wrong[1]}"
     if name := re.search(r"Expected a dot import path string: (\S+)", problem):
         return f"{key}: there is no class {name[1]}"
     value = next((v[1] for pattern in VALUE if (v := re.search(pattern, problem))), None)
@@ -102,11 +108,22 @@ def mistyped(text: str) -> str | None:
     return f"{key} is {value}; give {needed}" if value else f"{key} takes {needed}"
 
 
+def not_a_group(given: str, group: str) -> str:
+    """One line where a value stands in place of a group of options."""
+    first = {"data": "corpus", "optim": "name", "schedule": "name"}.get(group)
+    remedy = f"did you mean --{group}.{first}?" if first else "--help lists them"
+    return f"{given}: {group} is a group of options; {remedy}"
+
+
 def tidy(message: str, keys: list[str]) -> str:
     """jsonargparse's message in one line, with the nearest key where one is unknown."""
     text = " ".join(message.split()).removesuffix(".")
     text = re.sub(r"^Parser key \"?([\w.]+)\"?:", r"--\1:", text)
     text = re.sub(r"^Problem in config file .*?: ", "", text)
+    if found := re.match(r"--(\w+): Unable to load config '(.*?)'", text):
+        return not_a_group(f"--{found[1]} {found[2]}", found[1])
+    if found := re.match(r"Subclasses are disabled for \w+, thus '(.*?)'", text):
+        return f"class_path {found[1]} cannot stand here; give the options that --help lists"
     if line := mistyped(text):
         return line
     text = re.sub(r"argument (--[\w.]+): expected one argument", r"\1 needs a value", text)

@@ -14,8 +14,10 @@ from filelock import FileLock, Timeout
 from lightning_app import checkpoints
 from lightning_app.errors import UserError
 from lightning_app.locks import lock_file
+from lightning_app.parsing import not_a_group
 
 LOGS = Path("logs")
+GROUPS = ("data", "model", "optim", "schedule", "trainer", "generate")  # of options, in a config
 PROJECT_CONFIGS = Path(__file__).parent.parent / "configs"
 
 
@@ -72,16 +74,17 @@ def read_configs(paths: list[Path]) -> dict[str, Any]:
             raise UserError(f"{path} is not valid YAML{where}: {problem}") from None
         if not isinstance(values, dict):
             raise UserError(f"{path} holds no `key: value` lines; see configs/ for examples")
+        for name in GROUPS:
+            if values.get(name) is not None and not isinstance(values[name], dict):
+                given = " ".join(f"{path}: {name}: {values[name]}".split())
+                raise UserError(not_a_group(given, name))
         merge(merged, values)
     return merged
 
 
 def group(paths: list[Path], name: str) -> dict[str, Any]:
-    """The values under `name:` in the configs. Raises UserError where it holds none."""
-    values = read_configs(paths).get(name) or {}
-    if not isinstance(values, dict):
-        raise UserError(f"{name}: in the config holds no `key: value` lines")
-    return values
+    """The values under `name:` in the configs."""
+    return read_configs(paths).get(name) or {}
 
 
 def merge(into: dict[str, Any], values: dict[str, Any]) -> None:

@@ -332,6 +332,11 @@ def test_the_exported_network_has_the_loss_that_validate_says(trained, tmp_path)
         ("fit --config tiny.yaml --generate.top_k 3 --generate.top_p 0.5", ["top_k", "top_p"]),
         ("fit --config broken.yaml", ["broken.yaml"]),
         ("fit --config unknown.yaml", ["n_layers", "model.n_layer"]),
+        ("fit --config group.yaml", ["--modle.n_layer; did you mean --model.n_layer?"]),
+        ("fit --config three.yaml", ["three.yaml: model: 3: model is a group of options"]),
+        ("fit --config class.yaml", ["--trainer.callbacks", "nowhere.Thing", "No module named"]),
+        ("fit --config argument.yaml", ["logging_interval is stepp; give 'step', 'epoch' or null"]),
+        ("fit --data text.txt", ["did you mean --data.corpus?"]),
         ("fit extra", ["extra"]),
         ("fit --config", ["--config"]),
         ("validate --run nope", ["nope"]),
@@ -369,8 +374,20 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(folder, main, args, wor
     torch.save({"lightning_app": {"format": 99}}, folder / "newer.ckpt")
     (folder / "number.yaml").write_text("run: 2024")
     (folder / "list.yaml").write_text("data: [text.txt]")
+    (folder / "group.yaml").write_text("modle: {n_layer: 1}")
+    (folder / "three.yaml").write_text("model: 3")
+    (folder / "class.yaml").write_text("trainer: {callbacks: [{class_path: nowhere.Thing}]}")
+    monitor = "{class_path: LearningRateMonitor, init_args: {logging_interval: stepp}}"
+    (folder / "argument.yaml").write_text(f"trainer: {{callbacks: [{monitor}]}}")
     is_error(main(*args.split()), *words)
     assert not [p for p in folder.glob("logs/*") if p.name != ".locks"]
+
+
+def test_a_config_without_a_line_changes_nothing(folder, main):
+    (folder / "empty.yaml").write_text("# nothing yet\n")
+    fit = ("fit", "--config", "tiny.yaml", "--config", "empty.yaml", "--trainer.max_steps", 1)
+    assert main(*fit).code == 0
+    assert checkpoint(folder, "empty")["lightning_app"]["network"]["n_embd"] == 16
 
 
 def test_a_prompt_does_not_switch_tracebacks_on(folder, main):

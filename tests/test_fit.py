@@ -181,6 +181,19 @@ def test_more_patience_goes_on_for_as_long(folder, main):
     assert steps[1] == steps[0] + 20  # two validations more
 
 
+def test_each_call_has_the_time_that_max_time_gives(folder, main):
+    fit = ("fit", "--config", "tiny.yaml", "--trainer.max_steps", 10**6)
+    fit += ("--trainer.val_check_interval", 10**6, "--trainer.max_time", "00:00:00:01")
+    steps = [0]
+    for _ in range(2):
+        done = main(*fit)
+        assert done.code == 0, done.err
+        assert "of 1,000,000 steps" in done.out
+        assert "the same command goes on" in done.out
+        steps.append(checkpoint(folder, "tiny")["lightning_app"]["step"])
+    assert 0 < steps[1] < steps[2]
+
+
 def test_the_users_own_checkpoints_are_beside_the_runs(folder, main):
     own = "--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.dirpath=own"
     done = main("fit", "--config", "tiny.yaml", "--optim.average_decay", 0.9, *own)

@@ -22,6 +22,7 @@ from lightning_app.callbacks import (
     EarlyStopping,
     StepBar,
     TextSamples,
+    Timer,
     TrainingLog,
     WeightAverage,
 )
@@ -74,7 +75,7 @@ class FitCLI(LightningCLI):
             save_config_callback=None,  # `save_config` knows the run's folder
             trainer_defaults=TRAINER_DEFAULTS,
             parser_class=Parser,
-            args=[*(f"--config={path}" for path in configs), *args],
+            args=[*(f"--config={path}" for path in configs if runs.read_configs([path])), *args],
             run=False,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
@@ -243,6 +244,8 @@ class FitCLI(LightningCLI):
             callbacks.append(WeightAverage(decay))
         if patience := self.config.early_stopping_patience:
             callbacks.append(EarlyStopping("val/loss", patience=patience))
+        if config["max_time"] is not None:
+            callbacks.append(Timer(config["max_time"]))
         trainer = make_trainer(config | {"callbacks": callbacks})
         self.facts = self.checkpoints.facts = self.describe(trainer)
         return trainer

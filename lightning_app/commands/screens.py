@@ -64,8 +64,13 @@ def after(cli: "FitCLI") -> list[str]:
     best = cli.checkpoints.best
     minutes = (time.perf_counter() - cli.began) / 60
     steps = cli.trainer.global_step
-    how = "stopped early after" if cli.checkpoints.stopped_early else "finished:"
-    lines = [f"run {cli.run} {how} {steps:,} steps, {minutes:.1f} minutes", ""]
+    how, more = f"finished: {steps:,}", ""
+    if cli.checkpoints.stopped_early:
+        how = f"stopped early after {steps:,}"
+    elif steps < cli.trainer.max_steps:  # by max_time, or a user's callback
+        how = f"stopped after {steps:,} of {cli.trainer.max_steps:,}"
+        more = "; the same command goes on"
+    lines = [f"run {cli.run} {how} steps, {minutes:.1f} minutes{more}", ""]
     path = cli.folder / "checkpoints" / "best.ckpt"
     if not best or not path.exists():
         return [*lines, "no validation ran, so there is no best.ckpt"]
