@@ -186,7 +186,8 @@ class CharDataModule(L.LightningDataModule):
         tokenizer = Tokenizer(alphabet, self.unit)
         if missing := [c for c in self.text.alphabet if c not in tokenizer.ids]:
             raise UserError(tokenizer.explain(missing, f"the corpus {self.corpus}"))
-        self.ids_of = np.array([tokenizer.ids[c] for c in self.text.alphabet], dtype=np.int64)
+        if alphabet != self.text.alphabet:
+            self.ids_of = np.array([tokenizer.ids[c] for c in self.text.alphabet], dtype=np.int64)
 
     @property
     def alphabet(self) -> str:

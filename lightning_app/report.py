@@ -19,7 +19,9 @@ from lightning_app.data import Batch
 from lightning_app.errors import UserError
 from lightning_app.generation import GenerateOptions, complete
 from lightning_app.overlap import Index, covered, passages
+from lightning_app.tokenizer import Tokenizer
 
+OTHER = "\ufffd"  # shown for a byte of a longer character
 PASSAGE = 80  # characters whose mean surprise is compared
 PASSAGES = 20
 BEFORE = 60  # characters shown before a passage
@@ -69,7 +71,16 @@ def by_context(scores: Scores) -> tuple[np.ndarray, np.ndarray]:
     return edges[seen] + 1, total[seen] / count[seen]
 
 
+def shown(tokenizer: Tokenizer) -> str:
+    """The alphabet as the page shows it: a byte of a longer character is none by itself."""
+    if tokenizer.unit == "char":
+        return tokenizer.alphabet
+    return "".join(c if c.isascii() else OTHER for c in tokenizer.alphabet)
+
+
 def kind(previous: str, c: str) -> str:
+    if c == OTHER:
+        return "byte of a longer character"
     if c == "\n":
         return "line end"
     if c.isspace():
@@ -78,7 +89,7 @@ def kind(previous: str, c: str) -> str:
         return "digit"
     if not c.isalpha():
         return "punctuation and signs"
-    inside = previous.isalpha()
+    inside = previous.isalpha() or previous == OTHER
     if c.isupper():
         return "capital, inside a word" if inside else "capital, first of a word"
     return "letter, inside a word" if inside else "letter, first of a word"
@@ -188,7 +199,8 @@ pre { background: #f6f6f6; padding: .6rem; white-space: pre-wrap; overflow-wrap:
 
 def page(title: str, trained: Trained, scores: Scores, train: np.ndarray) -> str:
     """The whole report. Raises UserError without matplotlib."""
-    text = "".join(trained.tokenizer.alphabet[i] for i in scores.targets)
+    alphabet = shown(trained.tokenizer)
+    text = "".join(alphabet[i] for i in scores.targets)
     mean = float(scores.losses.mean())
     context, context_losses = by_context(scores)
     confidence, right, count, error = calibration(scores)
@@ -206,7 +218,7 @@ def page(title: str, trained: Trained, scores: Scores, train: np.ndarray) -> str
     kinds = "".join(
         f"<tr><td>{name}</td><td>{n:,}</td><td>{loss:.3f}</td>"
         f"<td>{n * loss / scores.losses.sum():.1%}</td></tr>"
-        for name, n, loss in by_kind(scores, trained.tokenizer.alphabet)
+        for name, n, loss in by_kind(scores, alphabet)
     )
     surprises = "".join(
         f"<p>{loss:.2f} nats a character, at {at:,}</p><pre>"

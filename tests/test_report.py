@@ -17,6 +17,7 @@ from lightning_app.report import (
     collect,
     kind,
     page,
+    shown,
     surprising,
 )
 from lightning_app.tokenizer import Tokenizer
@@ -96,11 +97,18 @@ def test_every_scored_character_is_collected_in_reading_order():
         (".\t", "space"),
         ("a7", "digit"),
         ("a.", "punctuation and signs"),
+        ("\ufffda", "letter, inside a word"),
     ],
 )
 def test_kinds_of_characters(text, kinds):
     previous = text[0] if len(text) > 1 else "x"
     assert kind(previous, text[-1]) == kinds
+
+
+def test_bytes_of_longer_characters_are_not_taken_for_latin1():
+    assert shown(Tokenizer("a©Ã", "byte")) == "a\ufffd\ufffd"
+    assert kind("a", shown(Tokenizer("a©Ã", "byte"))[1]) == "byte of a longer character"
+    assert shown(Tokenizer("aé", "char")) == "aé"
 
 
 def test_loss_by_kind_adds_up_and_the_costliest_stands_first():
