@@ -75,7 +75,7 @@ def set_up_process() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed, as a service's may be
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-    for stream in (sys.stdout, sys.stderr):
+        stream = getattr(sys, name)
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     warnings.filterwarnings("ignore")

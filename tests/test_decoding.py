@@ -13,7 +13,7 @@ import torch
 from numba.core.event import install_listener
 from test_generation import TOKENIZER, UNIGRAM, V, network, options
 
-from lightning_app import decoding
+from lightning_app import decoding, generation
 from lightning_app.compiling import Notice, compiled
 from lightning_app.decoding import Engine, as_array
 from lightning_app.generation import (
@@ -97,6 +97,13 @@ def test_bfloat16_is_read_and_rounded_as_pytorch_does():
     assert np.array_equal(wide, x.bfloat16().float().numpy())
 
 
+def test_the_trainers_precision_is_not_ignored(monkeypatch):
+    monkeypatch.setattr(generation, "compiled_rows", None)  # float32, whatever the precision
+    with torch.autocast("cpu", torch.bfloat16):
+        steps = generate(network(), [[1, 2]], [stream(0, 0, 0)], options())
+        assert len(list(islice(steps, 3))) == 3
+
+
 def test_compiling_is_said_once_and_loading_or_running_is_not(capsys):
     @numba.njit
     def double(x):
@@ -106,8 +113,18 @@ def test_compiling_is_said_once_and_loading_or_running_is_not(capsys):
         double(1)
         double(1.0)  # for another type: compiled again
         assert capsys.readouterr().err == "a moment\n"
+
+    def kept():
+        @compiled()
+        def triple(x):
+            return 3 * x
+
+        return triple
+
+    kept()(1)  # on disk from here on
     with install_listener("numba:compile", Notice("a moment")):
         double(3)
+        assert kept()(3) == 9
         assert capsys.readouterr().err == ""
 
 

@@ -17,7 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from lightning_app import checkpoints, hardware, resume, runs
+from lightning_app import checkpoints, finetuning, hardware, resume, runs
 from lightning_app.callbacks import (
     EarlyStopping,
     StepBar,
@@ -142,55 +142,49 @@ class FitCLI(LightningCLI):
         self.dev_run = bool(self.config.trainer.fast_dev_run)  # leaves no trace
         self.lock = None
         self.point = None  # path, contents and a note of the checkpoint to go on from
-        given = self.config.ckpt_path
-        if given and (self.config.fresh or self.config.init_from):
+        if self.config.ckpt_path and (self.config.fresh or self.config.init_from):
             other = "--fresh" if self.config.fresh else "--init_from"
             raise UserError(f"{other} and --ckpt_path contradict each other; leave one out")
         if not self.dev_run and self.is_main:
             self.lock = runs.lock(self.run)
-        if not self.dev_run and not self.config.fresh:
-            self.point = runs.resume_point(self.run)
-        self.origin = given or self.config.init_from  # what the run was started from
-        if given:
-            path = runs.find_checkpoint(given, self.run)
-            if path.resolve().is_relative_to(self.folder.resolve()):
-                self.point = (path, checkpoints.read(path), None)
-                self.origin = self.point[1][checkpoints.SECTION]["origin"]
-            elif self.point is None:
-                self.point = (path, checkpoints.read(path), None)
-            else:
-                self.check_origin()
-        elif self.config.init_from and self.point:
-            self.check_origin()
-        elif self.point:
-            self.origin = self.point[1][checkpoints.SECTION]["origin"]
+        self.find_point()
         self.source = None
         if self.config.init_from and self.point:
             try:
-                self.take_network(self.point[1]["hyper_parameters"])
+                network = self.point[1]["hyper_parameters"]
+                self.say(*finetuning.take_network(self.config.model, network))
             except DAMAGE as error:
                 raise damaged(self.point[0], error) from None
         elif self.config.init_from:
             self.source = checkpoints.load(runs.find_checkpoint(self.config.init_from, None))
-            self.take_network(self.source.hyper_parameters)
+            network = self.source.hyper_parameters
+            self.say(*finetuning.take_network(self.config.model, network))
 
-    def check_origin(self) -> None:
-        """Raises UserError unless the run was started from the file that is given again."""
-        if self.point[1][checkpoints.SECTION]["origin"] not in (self.origin, None):
+    def find_point(self) -> None:
+        """Set `point`, the checkpoint to go on from, and `origin`, the file that --ckpt_path or
+        --init_from named when the run was started ("" for none, None where that is not known).
+
+        Raises UserError where another file is given to a run that has checkpoints of its own.
+        """
+        given, path, own = self.config.ckpt_path or self.config.init_from or "", None, False
+        if self.config.ckpt_path:
+            path = runs.find_checkpoint(self.config.ckpt_path, self.run)
+            own = path.resolve().is_relative_to(self.folder.resolve())
+        if own:
+            self.point = (path, checkpoints.read(path), None)
+        elif not self.dev_run and not self.config.fresh:
+            self.point = runs.resume_point(self.run)
+        if self.point is None:  # a new run
+            self.origin = given
+            if path:
+                self.point = (path, checkpoints.read(path), None)
+            return
+        self.origin = self.point[1][checkpoints.SECTION]["origin"]
+        if given and not own and self.origin not in (given, None):
             raise UserError(
-                f"run {self.run} has checkpoints of its own and was not started from "
-                f"{self.origin}; start another run with --run OTHER, or move this one aside with "
-                "--fresh true"
+                f"run {self.run} has checkpoints of its own and was not started from {given}; "
+                "start another run with --run OTHER, or move this one aside with --fresh true"
             )
-
-    def take_network(self, hyper_parameters: dict) -> None:
-        """The network of --init_from is the run's, but for dropout and block_size."""
-        for name, value in hyper_parameters.items():
-            if name in ("alphabet", "block_size", "dropout"):
-                continue
-            if self.config.model[name] != value:
-                self.say(f"--init_from: model.{name} is {value}")
-                self.config.model[name] = value
 
     # Everything described, built
 
@@ -206,7 +200,7 @@ class FitCLI(LightningCLI):
         self.config_init.generate.resolve()  # contradictions are found before training
         window_size(0, 1, self.datamodule.block_size, self.model.schedule)
         if self.source:
-            self.say(*inherit(self.model, self.source))
+            self.say(*finetuning.inherit(self.model, self.source))
         self.trainer = self.instantiate_trainer()
         self.finished = None
         if self.point:
@@ -224,7 +218,7 @@ class FitCLI(LightningCLI):
         plugins = config["plugins"] or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
-            plugins = [*plugins, SLURMEnvironment(auto_requeue=False)]  # it saves elsewhere
+            plugins = [*plugins, SLURMEnvironment(auto_requeue=False)]  # it would save its own
         config["plugins"] = [*plugins, AtomicCheckpointIO()]
         self.signals = Signals()
         log = TrainingLog()
@@ -332,7 +326,7 @@ class FitCLI(LightningCLI):
             "logger": ", ".join(type(x).__name__ for x in trainer.loggers) or "none",
             "patience": c.early_stopping_patience,
             "generate": asdict(model.generate),
-            "origin": self.origin or "",
+            "origin": self.origin,
             "device": self.accelerator,
             "precision": str(trainer.precision),
             "torch": torch.__version__,
@@ -380,27 +374,6 @@ class FitCLI(LightningCLI):
 def damaged(path: Path, error: Exception) -> UserError:
     first = str(error).strip().split("\n")[0][:120] or type(error).__name__
     return UserError(f"{path} is damaged: {first}; --fresh true starts anew")
-
-
-def inherit(model: CharGPT, source: checkpoints.Trained) -> list[str]:
-    """Copy the weights of `source`; a character's rows of embedding and head go to its new place,
-    new characters keep their initial ones. Returns lines to say."""
-    old, new = source.tokenizer.ids, model.tokenizer.ids
-    shared = [c for c in new if c in old]
-    to, of = ([ids[c] for c in shared] for ids in (new, old))
-    weights = source.gpt.state_dict()
-    mine = model.gpt.state_dict()
-    for name in ("embedding.weight", "lm_head.weight"):
-        rows = mine[name].clone()
-        rows[to] = weights[name][of]
-        weights[name] = rows
-    model.gpt.load_state_dict(weights)
-    lines = [f"--init_from: {len(shared)} of {len(new)} characters known"]
-    if added := [c for c in new if c not in old]:
-        lines.append(f"  new characters, to be learned: {''.join(added)!r}")
-    if gone := [c for c in old if c not in new]:
-        lines.append(f"  no longer in the alphabet: {''.join(gone)!r}")
-    return lines
 
 
 def main(argv: list[str]) -> int:
