@@ -32,11 +32,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from lightning_app import hardware  # noqa: E402
-from lightning_app.decoding import Weights  # noqa: E402
-from lightning_app.export import export  # noqa: E402
-from lightning_app.generation import AT_ONCE, GenerateOptions, generate, stream  # noqa: E402
-from lightning_app.gpt import GPT, GPTConfig  # noqa: E402
+from lightning_app.export.transformers import export_transformers
+from lightning_app.generation.generate import CHARACTERS_PER_CALL, generate_ids, sample_rng
+from lightning_app.generation.options import (
+    GenerateOptions,
+    WeightFormat,
+)
+from lightning_app.hardware import choose_precision, matmul_flops_per_second
+from lightning_app.model.gpt import GPT, GPTConfig
 
 BLOCK = 256
 ALPHABET = "".join(chr(0x20 + i) for i in range(65))
@@ -61,12 +64,12 @@ def ours(gpt: GPT, weights: str, texts: int = 1) -> Callable[[], float]:
     options = OPTIONS.resolve()
 
     def speed() -> float:
-        streams = [stream(1, 0, i) for i in range(texts)]
-        steps = generate(gpt, [[33]] * texts, streams, options, weights=weights)
-        for _ in range(AT_ONCE):
+        streams = [sample_rng(1, 0, i) for i in range(texts)]
+        steps = generate_ids(gpt, [[33]] * texts, streams, options, weights=weights)
+        for _ in range(CHARACTERS_PER_CALL):
             next(steps)
         began = time.perf_counter()
-        n = sum(len(ids) for ids in islice(steps, BLOCK - 1 - AT_ONCE))
+        n = sum(len(ids) for ids in islice(steps, BLOCK - 1 - CHARACTERS_PER_CALL))
         return n / (time.perf_counter() - began)
 
     return speed
@@ -95,7 +98,7 @@ def transformers_speed(folder: Path, texts: int) -> float:
 def transformers(pool: Executor, gpt: GPT, folder: Path, texts: int = 1) -> Callable[[], float]:
     """In a process of its own, as ours is and llama2.c."""
     if not folder.exists():
-        export(gpt, ALPHABET, folder)
+        export_transformers(gpt, ALPHABET, folder)
     return lambda: pool.submit(transformers_speed, folder, texts).result()
 
 
@@ -158,18 +161,18 @@ def main() -> None:
         for name, shape in SHAPES.items():
             gpt = make_network(shape)
             parameters = sum(p.numel() for p in gpt.parameters())
-            one = {weights: ours(gpt, weights) for weights in get_args(Weights)}
+            one = {weights: ours(gpt, weights) for weights in get_args(WeightFormat)}
             one["transformers"] = transformers(pool, gpt, folder / name)
             if args.llama2c:
                 one["llama2.c"] = llama2c(args.llama2c, shape, folder)
                 one["llama2.c native"] = llama2c(args.llama2c, shape, folder, "-march=native")
             compare(f"{name}, one", one, args.rounds)
-            precision = hardware.choose_precision("cpu")
-            rate = hardware.product_rate("cpu", precision, seconds=1.0)
-            many = {weights: ours(gpt, weights, 64) for weights in get_args(Weights)}
+            precision = choose_precision("cpu")
+            rate = matmul_flops_per_second("cpu", precision, seconds=1.0)
+            many = {weights: ours(gpt, weights, 64) for weights in get_args(WeightFormat)}
             many["transformers"] = transformers(pool, gpt, folder / name, 64)
             medians = compare(f"{name}, 64", many, min(3, args.rounds))
-            for weights in get_args(Weights):
+            for weights in get_args(WeightFormat):
                 share = medians[weights] * 2 * parameters / rate
                 print(
                     f"{name}, 64     {weights} is at {share:.0%} of {rate / 1e9:.0f} GFLOP/s "

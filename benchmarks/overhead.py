@@ -20,9 +20,9 @@ from lightning.pytorch import Callback, Trainer
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from lightning_app import runs  # noqa: E402
-from lightning_app.commands.fit import FitCLI  # noqa: E402
-from lightning_app.data import Batch, TrainBatches  # noqa: E402
+from lightning_app.cli.configs import find_config
+from lightning_app.cli.fit import FitCLI
+from lightning_app.data.datamodule import Batch, TrainBatches
 
 STEPS = 50
 
@@ -63,7 +63,7 @@ def main() -> None:
         config = args.pop(0)
     steps = ["--trainer.max_steps", "1200", "--trainer.val_check_interval", "1200"]
     options = ["--run", "overhead", "--fresh", "true", "--checkpoint_every_seconds", "1e6"]
-    cli = FitCLI([runs.find_config(config)], [*steps, *options, *args])
+    cli = FitCLI([find_config(config)], [*steps, *options, *args])
     cli.save_config()
     alternate = Alternate()
     cli.trainer.callbacks.append(alternate)

@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from throughput import prepare
 from train import SAMPLED
 
-from lightning_app import corpora
+from lightning_app.data.corpora import find_corpus
 
 ROOT = Path(__file__).resolve().parent.parent
 A100 = 1.4697  # nanoGPT's README, after three minutes
@@ -29,7 +29,7 @@ Curve = list[tuple[float, float]]  # seconds, nats per character
 def nanogpt(checkout: Path) -> Curve:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        text = corpora.find("tiny_shakespeare").files[0].read_text(encoding="utf-8")
+        text = find_corpus("tiny_shakespeare").files[0].read_text(encoding="utf-8")
         prepare(checkout, text, folder)
         flags = {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64, "batch_size": 12}
         flags |= {"device": "cpu", "compile": True, "dataset": "text", "dropout": 0.0}

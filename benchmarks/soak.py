@@ -29,7 +29,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from lightning_app import checkpoints  # noqa: E402
+from lightning_app.runs.checkpoint import PREVIOUS_NAME, read_checkpoint
 
 FLAGS = [
     *("--data.corpus", "text.txt", "--data.block_size", "32", "--data.batch_size", "8"),
@@ -92,7 +92,7 @@ def differences(one: Path, other: Path) -> list[str]:
     """Where two finished runs differ: parts of their checkpoints, curves."""
     found = []
     for name in ("last", "best"):
-        states = [checkpoints.read(x / f"logs/soak/checkpoints/{name}.ckpt") for x in (one, other)]
+        states = [read_checkpoint(x / f"logs/soak/checkpoints/{name}.ckpt") for x in (one, other)]
         for part in states[0].keys() | states[1].keys():
             if not same(states[0].get(part), states[1].get(part)):
                 found.append(f"{name}.ckpt: {part}")
@@ -144,7 +144,7 @@ def damage(whole: Path, scratch: Path, rng) -> None:
         folder = make_folder(scratch / "run")
         process = start(folder)
         last = folder / "logs/soak/checkpoints/last.ckpt"
-        while not last.with_name(checkpoints.PREVIOUS).exists() and process.poll() is None:
+        while not last.with_name(PREVIOUS_NAME).exists() and process.poll() is None:
             time.sleep(0.01)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -182,7 +182,7 @@ def full_disk(whole: Path, scratch: Path) -> None:
         said = process.communicate()[1]
         line = said.strip().split("\n")[-1]
         assert process.returncode == 2, said
-        checkpoints.read(last)
+        read_checkpoint(last)
         filler.unlink()
         finish(folder)
         same_end = not differences(whole, folder)

@@ -24,8 +24,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from lightning_app import hardware  # noqa: E402
-from lightning_app.gpt import GPTConfig  # noqa: E402
+from lightning_app.hardware import choose_precision, matmul_flops_per_second, multiplies_bf16
+from lightning_app.model.gpt import GPTConfig
 
 SHAPES = {  # ours has the MLP that gives the same number of parameters
     "10.6 M": {"n_layer": 6, "n_head": 6, "n_embd": 384, "mlp_size": 1024}
@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     args = parser.parse_args()
     text = args.text.resolve()
-    precision = hardware.choose_precision("cpu")
+    precision = choose_precision("cpu")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         prepare(args.nanogpt, text.read_text(encoding="utf-8"), folder)
@@ -108,7 +108,7 @@ def main() -> None:
                 "ours, AdamW": lambda s=shape: our_speed(text, s, folder, "adamw"),
                 "nanoGPT as it is": lambda s=shape: nanogpt_speed(folder, "train.py", s, True),
             }
-            if hardware.multiplies_bf16("cpu"):
+            if multiplies_bf16("cpu"):
                 for kind, compiled in (("bf16, compiled", True), ("bf16, eager", False)):
                     runs[kind] = lambda s=shape, c=compiled: nanogpt_speed(
                         folder, "train_bf16.py", s, c
@@ -116,7 +116,7 @@ def main() -> None:
             speeds: dict[str, list[float]] = {kind: [] for kind in runs}
             rates = []
             for _ in range(args.rounds):
-                rates.append(hardware.product_rate("cpu", precision, seconds=1.0))
+                rates.append(matmul_flops_per_second("cpu", precision, seconds=1.0))
                 for kind, run in runs.items():
                     speeds[kind].append(run())
             medians = {kind: statistics.median(values) for kind, values in speeds.items()}

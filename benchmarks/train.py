@@ -23,9 +23,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from lightning_app import checkpoints, corpora, hardware  # noqa: E402
-from lightning_app.encoding import encode  # noqa: E402
-from lightning_app.gpt import loss_per_character  # noqa: E402
+from lightning_app.data.corpora import find_corpus
+from lightning_app.data.encoding import encode_files
+from lightning_app.hardware import choose_accelerator, choose_precision, matmul_flops_per_second
+from lightning_app.model.gpt import loss_per_character
+from lightning_app.runs.checkpoint import SECTION, load, read_checkpoint
 
 SAMPLED = "train/characters_per_second"
 
@@ -35,13 +37,13 @@ def nanogpt_figure(path: Path) -> float:
     """Mean loss over whole windows of 256 (or the network's fewer) side by side in the validation
     split, fp32: what nanoGPT estimates from random windows. The split's first character is only an
     input. Not a number for other texts than tiny Shakespeare."""
-    trained = checkpoints.load(path)
+    trained = load(path)
     data = trained.info["data"]
     if data["corpus"] != "tiny_shakespeare":
         return math.nan
     block_size = min(256, trained.gpt.config.block_size)
     where = Path(data["data_dir"])
-    text = encode(corpora.find(data["corpus"], where).files, where / "cache")
+    text = encode_files(find_corpus(data["corpus"], where).files, where / "cache")
     first = int(len(text.ids) * data["splits"][0])
     ids = torch.from_numpy(np.array(text.ids[first:], dtype=np.int64))
     n = (len(ids) - 1) // block_size
@@ -56,7 +58,7 @@ def training_seconds(run: Path) -> float:
     """Time in optimizer steps, from the speeds logged; compile and validation excluded."""
     board = EventAccumulator(str(run))
     board.Reload()
-    config = checkpoints.read(run / "checkpoints" / "last.ckpt")[checkpoints.SECTION]
+    config = read_checkpoint(run / "checkpoints" / "last.ckpt")[SECTION]
     speeds = board.Scalars(SAMPLED)[1:]  # the first interval compiles
     per_step = config["global_batch"] * config["block_size"]
     seconds = [
@@ -74,13 +76,13 @@ def main() -> None:
         "--keep", action="store_true", help="go on with earlier runs of these seeds"
     )
     args, overrides = parser.parse_known_args()  # what it does not know goes to fit
-    accelerator = hardware.choose_accelerator("auto")
-    precision = hardware.choose_precision(accelerator)
+    accelerator = choose_accelerator("auto")
+    precision = choose_precision(accelerator)
     print(f"{accelerator}, {precision}")
     print("seed  GFLOP/s  seconds  in steps  val/loss  nanoGPT's figure")
     figures = []
     for seed in args.seeds:
-        rate = hardware.product_rate(accelerator, precision, seconds=1.0) / 1e9
+        rate = matmul_flops_per_second(accelerator, precision, seconds=1.0) / 1e9
         run = f"bench_{Path(args.config).stem}_{seed}"
         command = [sys.executable, str(ROOT / "main.py"), "fit", "--config", args.config]
         command += ["--run", run, "--seed_everything", str(seed)]
@@ -92,7 +94,7 @@ def main() -> None:
         best = folder / "checkpoints" / "best.ckpt"
         figure = nanogpt_figure(best)
         figures.append(figure)
-        loss = checkpoints.read(best)[checkpoints.SECTION]["val_loss"]
+        loss = read_checkpoint(best)[SECTION]["val_loss"]
         print(
             f"{seed:4}  {rate:7.0f}  {seconds:7.1f}  {training_seconds(folder):8.1f}  "
             f"{loss:8.4f}  {figure:8.4f}",

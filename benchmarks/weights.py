@@ -16,16 +16,16 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from lightning_app import checkpoints  # noqa: E402
-from lightning_app.decoding import Engine  # noqa: E402
-from lightning_app.gpt import GPT  # noqa: E402
-from lightning_app.kernels import next_logits  # noqa: E402
-from lightning_app.splits import divide  # noqa: E402
+from lightning_app.data.splits import split_text
+from lightning_app.generation.cpu_engine import CPUEngine
+from lightning_app.generation.cpu_kernels import next_logits
+from lightning_app.model.gpt import GPT
+from lightning_app.runs.checkpoint import load
 
 
 def several(gpt: GPT, ids: np.ndarray, weights: str) -> np.ndarray:
     """Losses (B, T - 1) in nats."""
-    engine = Engine(gpt, len(ids), weights)
+    engine = CPUEngine(gpt, len(ids), weights)
     steps = [engine.logits(column) for column in ids[:, :-1].T]
     return losses(np.stack(steps, axis=1), ids)
 
@@ -33,7 +33,7 @@ def several(gpt: GPT, ids: np.ndarray, weights: str) -> np.ndarray:
 def one(gpt: GPT, ids: np.ndarray, weights: str) -> np.ndarray:
     rows = []
     for row in ids:
-        engine = Engine(gpt, 1, weights)
+        engine = CPUEngine(gpt, 1, weights)
         logits = np.empty((len(row) - 1, gpt.config.vocab_size), dtype=np.float32)
         for position, token in enumerate(row[:-1]):
             next_logits(
@@ -56,10 +56,10 @@ def main() -> None:
     args = parser.parse_args()
     if args.windows < 2:
         parser.error("--windows takes 2 or more: several texts are compared with one")
-    trained = checkpoints.load(args.checkpoint)
+    trained = load(args.checkpoint)
     data = trained.info["data"]
     where = [data[k] for k in ("corpus", "splits", "hold_out", "unit", "data_dir")]
-    text = divide(*where).ids("val")
+    text = split_text(*where).ids("val")
     size = trained.gpt.config.block_size
     starts = np.linspace(0, len(text) - size - 1, args.windows).astype(int)
     ids = np.stack([np.asarray(text[s : s + size], dtype=np.int64) for s in starts])

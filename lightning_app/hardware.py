@@ -1,9 +1,7 @@
 """What this machine has: the precision that suits it, a compiler, how fast it multiplies."""
 
 import os
-import platform
 import shutil
-import sys
 import sysconfig
 import time
 from pathlib import Path
@@ -55,25 +53,7 @@ def can_compile(accelerator: str) -> bool:
     return compiler is not None and header.exists()
 
 
-def set_up_compiler() -> None:
-    """Make torch.compile correct, and quick to start again.
-
-    A pass of GCC's gets transposed bfloat16 copies wrong: GCC 12.2 for Sapphire Rapids lost 31 of
-    32 rows, and gradients were nan. PyTorch turns off its sibling, loop vectorization, for the same
-    reason (pytorch issue 115261); its loops are vectors as they are written.
-
-    Graphs with a gradient of their own (gpt.Weigh) are not kept from run to run unless asked for.
-    Their code is part of the key; loading a graph takes a second, tracing it again five.
-    """
-    from torch._functorch import config as autograd  # a second, only where something is compiled
-    from torch._inductor import config as inductor
-
-    autograd.autograd_cache_allow_custom_autograd_functions = True
-    if sys.platform == "linux" and platform.machine() == "x86_64" and inductor.cpp.march is None:
-        inductor.cpp.march = "native -fno-tree-slp-vectorize"
-
-
-def product_rate(accelerator: str, precision: str, seconds: float = 0.2) -> float:
+def matmul_flops_per_second(accelerator: str, precision: str, seconds: float = 0.2) -> float:
     """Measured FLOP/s of a matrix product in this precision."""
     device = {"gpu": "cuda"}.get(accelerator, accelerator)
     half = torch.float16 if precision.startswith("16") else torch.bfloat16
@@ -94,7 +74,7 @@ def seconds_per_flop(accelerator: str, precision: str, width: int) -> float:
     On a CPU that is the product's share and that of the element-wise work, of which there is the
     less the wider the network is, and which took about as long on three different ones.
     """
-    rate = product_rate(accelerator, precision)
+    rate = matmul_flops_per_second(accelerator, precision)
     if accelerator == "cpu":
         return 1 / (0.95 * rate) + 5e-10 / width
     return 1 / (0.45 * rate)

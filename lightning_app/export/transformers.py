@@ -1,0 +1,116 @@
+"""A trained network as a folder that `transformers` opens without custom code.
+
+The network is Qwen3's dense decoder, so exporting is renaming; the tokenizer is one character a
+token, by the `tokenizers` library.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+
+from lightning_app.data.encoding import Unit
+from lightning_app.errors import UserError
+from lightning_app.model.gpt import GPT, NORM_EPS
+
+NAMES = {
+    "embedding.": "model.embed_tokens.",
+    "lm_head.": "lm_head.",
+    "blocks.": "model.layers.",
+    "norm.": "model.norm.",
+}
+INSIDE_A_BLOCK = {
+    ".attention_norm.": ".input_layernorm.",
+    ".mlp_norm.": ".post_attention_layernorm.",
+    ".attention.": ".self_attn.",
+}
+
+
+def qwen3_name(name: str) -> str:
+    """Our name of a weight to Qwen3's."""
+    for ours, theirs in INSIDE_A_BLOCK.items():
+        name = name.replace(ours, theirs)
+    start = next(ours for ours in NAMES if name.startswith(ours))
+    return NAMES[start] + name.removeprefix(start)
+
+
+def qwen3_config(gpt: GPT) -> dict:
+    c = gpt.config
+    return {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "vocab_size": c.vocab_size,
+        "hidden_size": c.n_embd,
+        "intermediate_size": c.mlp_size,
+        "num_hidden_layers": c.n_layer,
+        "num_attention_heads": c.n_head,
+        "num_key_value_heads": c.n_kv_head,
+        "head_dim": c.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": c.block_size,
+        "rms_norm_eps": NORM_EPS,
+        "rope_theta": c.rope_theta,  # where transformers 4 looks
+        "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_theta},  # and 5
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "tie_word_embeddings": c.tie_embeddings,
+        "use_sliding_window": False,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "dtype": "float32",
+    }
+
+
+def printable_bytes() -> dict[int, str]:
+    """A character for each byte as `tokenizers` shows them: itself, or from 256 on in order."""
+    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [b for b in range(256) if b not in shown]
+    return {b: chr(b) for b in shown} | {b: chr(256 + i) for i, b in enumerate(others)}
+
+
+def write_tokenizer(alphabet: str, unit: Unit, folder: Path) -> None:
+    """tokenizer.json: every code point a token, or every byte, decoded by joining."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    one_by_one = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    if unit == "byte":
+        shown = printable_bytes()
+        vocabulary = {shown[ord(c)]: i for i, c in enumerate(alphabet)}
+        as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        split, decoder = pre_tokenizers.Sequence([as_bytes, one_by_one]), decoders.ByteLevel()
+    else:
+        vocabulary = {c: i for i, c in enumerate(alphabet)}
+        split, decoder = one_by_one, decoders.Fuse()
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=""))
+    tokenizer.pre_tokenizer, tokenizer.decoder = split, decoder
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
+
+
+def export_transformers(gpt: GPT, alphabet: str, folder: Path, unit: Unit = "char") -> None:
+    """Write config.json, model.safetensors, generation_config.json and the tokenizer's files.
+
+    Raises UserError when the libraries are missing or the folder already holds something.
+    """
+    try:
+        import tokenizers  # noqa: F401
+        from safetensors.torch import save_file
+    except ModuleNotFoundError:
+        raise UserError(
+            "export needs safetensors and tokenizers: pip install -e '.[export]'"
+        ) from None
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"--to {folder} exists and is not an empty folder; name another one")
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {
+        qwen3_name(name): weight.detach().to(torch.float32).contiguous().cpu()
+        for name, weight in gpt.state_dict().items()
+        if not (gpt.config.tie_embeddings and name == "lm_head.weight")
+    }
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(qwen3_config(gpt), indent=2))
+    sampling = {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "top_k": 0}
+    sampling |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    (folder / "generation_config.json").write_text(json.dumps(sampling, indent=2))
+    write_tokenizer(alphabet, unit, folder)

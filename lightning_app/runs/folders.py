@@ -1,0 +1,113 @@
+"""Runs and configs on disk: names, folders, locks, and which checkpoint a command means."""
+
+import difflib
+import os
+import re
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from lightning_app.errors import UserError
+from lightning_app.files import lock_file
+from lightning_app.runs.checkpoint import PREVIOUS_NAME, read_checkpoint
+
+LOGS = Path("logs")
+
+
+def check_run_name(name: str) -> str:
+    name = str(name)  # in a config, `run: 2024` is a number
+    if not re.fullmatch(r"[\w][\w.+=@ -]*", name) or name.endswith((".", " ")):
+        raise UserError(
+            f"--run {name!r} is not a name; use letters, digits, - and _ (the folder is "
+            f"{LOGS}/NAME)"
+        )
+    return name
+
+
+def known_runs() -> list[str]:
+    return sorted(p.parent.parent.name for p in LOGS.glob("*/checkpoints/*.ckpt"))
+
+
+def newest_run() -> str:
+    """The run with the newest best.ckpt. Raises UserError when there is none."""
+    found = sorted(LOGS.glob("*/checkpoints/best.ckpt"), key=lambda p: p.stat().st_mtime)
+    if not found and (unfinished := known_runs()):
+        raise UserError(
+            f"run {unfinished[0]} has no best.ckpt before its first validation; fit on, or take "
+            f"--run {unfinished[0]} --ckpt_path last"
+        )
+    if not found:
+        raise UserError(f"no trained run under {LOGS}/; train one: python main.py fit")
+    return found[-1].parent.parent.name
+
+
+def find_checkpoint(ckpt_path: str | None, run: str | None) -> Path:
+    """The file meant by --ckpt_path (a file, `best` or `last`; default best) and --run."""
+    if ckpt_path not in (None, "best", "last"):
+        return Path(ckpt_path) if "://" not in ckpt_path else reject_url(ckpt_path)
+    run = run or newest_run()
+    path = LOGS / run / "checkpoints" / f"{ckpt_path or 'best'}.ckpt"
+    if not path.is_file():
+        runs = sorted({*known_runs()} - {run})
+        near = difflib.get_close_matches(run, runs, n=1)
+        hint = f"did you mean --run {near[0]}?" if near else f"runs: {', '.join(runs) or 'none'}"
+        if path.with_name("last.ckpt").is_file():
+            hint = "--ckpt_path last is there"
+        what = f"run {run} has no" if (LOGS / run).is_dir() else f"there is no run {run}, so no"
+        raise UserError(f"{what} {path}; {hint}")
+    return path
+
+
+def reject_url(url: str) -> Path:
+    raise UserError(f"--ckpt_path {url} is a URL; download the file yourself and give its path")
+
+
+def lock_run(run: str) -> FileLock:
+    """Hold the run for this process: a lock of the system's, which dies with its holder."""
+    held = lock_file(LOGS / ".locks" / f"{run}.lock")
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"run {run} is being trained by another process; wait for it, or use --run OTHER"
+        ) from None
+    return held
+
+
+def set_aside(run: str) -> Path | None:
+    """Move a run's folder to a name of its own; None when there is nothing to move."""
+    folder = LOGS / run
+    if not folder.exists():
+        return None
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    aside, n = LOGS / f"{run}.{stamp}", 1
+    while aside.exists():
+        aside, n = LOGS / f"{run}.{stamp}.{n}", n + 1
+    os.replace(folder, aside)
+    return aside
+
+
+def resume_point(run: str) -> tuple[Path, dict[str, Any], str | None] | None:
+    """The file to resume a run from, its contents, and a line to say when it is not last.ckpt.
+
+    None for a run without checkpoints. Raises UserError when none of them can be read.
+    """
+    folder = LOGS / run / "checkpoints"
+    problem = None
+    for name in ("last.ckpt", PREVIOUS_NAME, "best.ckpt"):
+        path = folder / name
+        if not path.exists():
+            continue
+        try:
+            state = read_checkpoint(path)
+        except UserError as error:
+            problem = problem or error
+            continue
+        if name == "last.ckpt":
+            return path, state, None
+        return path, state, f"{problem or f'{folder}/last.ckpt is missing'}; going on from {path}"
+    if problem:
+        raise UserError(f"{problem}; --fresh true moves run {run} aside and starts anew")
+    return None

@@ -1,0 +1,427 @@
+"""Laws of the data: splits, the stream of training batches, evaluation, other alphabets."""
+
+import re
+from itertools import islice, pairwise
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+
+from lightning_app.data import datamodule
+from lightning_app.data import splits as splits_module
+from lightning_app.data.corpora import Corpus
+from lightning_app.data.datamodule import CharDataModule, EvalBatches
+from lightning_app.data.windows import count_eval_windows, train_starts
+from lightning_app.errors import UserError
+
+# Every three characters in a row occur once, so a window tells where it lies.
+TEXT = "".join(chr(97 + i % 26) + chr(65 + i // 26) + chr(97 + i // 7 % 26) for i in range(200))
+
+
+@pytest.fixture
+def make(tmp_path):
+    """A CharDataModule on a text of one's own."""
+
+    def make(text: str = TEXT, **options) -> CharDataModule:
+        file = tmp_path / "corpus.txt"
+        file.write_text(text, encoding="utf-8", newline="")
+        options = {"block_size": 8, "batch_size": 4, "seed": 1} | options
+        return CharDataModule(str(file), data_dir=str(tmp_path / "data"), **options)
+
+    return make
+
+
+def trainer(
+    world_size=1,
+    global_rank=0,
+    processed=0,
+    overfit_batches=0.0,
+    fn=TrainerFn.FITTING,
+    size_of=lambda k: 8,
+    accumulate=1,
+):
+    """As much of a Trainer as data looks at; `size_of` gives the size of the windows of batch k."""
+    progress = SimpleNamespace(total=SimpleNamespace(processed=processed))
+    return SimpleNamespace(
+        world_size=world_size,
+        global_rank=global_rank,
+        overfit_batches=overfit_batches,
+        accumulate_grad_batches=accumulate,
+        state=SimpleNamespace(fn=fn),
+        lightning_module=SimpleNamespace(window_size=size_of),
+        fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress)),
+    )
+
+
+def train_batches(module: CharDataModule, count: int, **of_trainer) -> torch.Tensor:
+    """Inputs and targets of the next batches, (count, B, 2, T)."""
+    module.setup()
+    module.trainer = trainer(**of_trainer)
+    return torch.stack([torch.stack(b, 1) for b in islice(module.train_dataloader(), count)])
+
+
+def refusal(act, *args) -> str:
+    with pytest.raises(UserError) as error:
+        act(*args)
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+# Splits.
+
+
+def test_nothing_is_read_before_setup():
+    CharDataModule("no/such/corpus", data_dir="/no/such/folder")
+
+
+@pytest.mark.parametrize(
+    ("splits", "cumulative"),
+    [
+        ([0.9, 0.05, 0.05], [0.9, 0.95, 1]),
+        ([0.9, 0.1], [0.9, 1]),
+        ([0.7, 0.2, 0.1], [0.7, 0.9, 1]),  # 0.7 + 0.2 is 0.8999... in floating point
+        ([0.1, 0.2, 0.7], [0.1, 0.3, 1]),  # 0.1 + 0.2 is 0.3000...4
+        ([1 / 3, 1 / 3, 1 / 3], [1 / 3, 2 / 3, 1]),
+        ([1.0], [1]),
+        ([0.5, 0.0, 0.5], [0.5, 0.5, 1]),
+    ],
+)
+def test_splits_are_contiguous_disjoint_and_cover_the_text(make, splits, cumulative):
+    for n in (10, 100, 599, 600):
+        module = make(TEXT[:n], splits=splits)
+        module.setup()
+        ends = [int(n * share) for share in cumulative] + [n, n]
+        assert module.bounds == {
+            "train": (0, ends[0]),
+            "val": (ends[0], ends[1]),
+            "test": (ends[1], n),
+        }
+        parts = [module.split(name) for name in ("train", "val", "test")]
+        assert (np.concatenate(parts) == module.text.ids).all()
+
+
+@pytest.mark.parametrize(
+    "splits", [[0.9, 0.2], [0.5], [0.9, 0.05], [1.2, -0.2], [], [0.25, 0.25, 0.25, 0.25]]
+)
+def test_shares_that_are_none_are_refused_with_the_option_and_the_value(splits):
+    message = refusal(lambda: CharDataModule("x", splits=splits))
+    assert f"--data.splits is {splits}" in message
+
+
+def test_shares_that_are_no_numbers_are_refused():
+    refusal(lambda: CharDataModule("x", splits=[float("nan"), 0.5]))
+
+
+def test_the_boundaries_of_a_corpus_of_plays_move_to_the_nearest_start_of_a_play(
+    make, tmp_path, monkeypatch
+):
+    files = [tmp_path / f"{i}.txt" for i in range(4)]
+    for file, length in zip(files, (53, 40, 3, 3), strict=True):
+        file.write_text("x" * length)  # the plays start at 0, 54, 95, 99 of 102
+    found = Corpus("plays", tuple(files), snap=True)
+    monkeypatch.setattr(splits_module, "find_corpus", lambda corpus, data_dir: found)
+    module = make(splits=[0.7, 0.25, 0.05])  # 71 is nearer to 54, 96 to 95
+    module.setup()
+    assert module.bounds == {"train": (0, 54), "val": (54, 95), "test": (95, 102)}
+
+
+def test_whole_files_of_a_folder_can_be_held_out(tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name, length in (("a", 53), ("b", 40), ("c", 3), ("d", 3)):
+        (folder / f"{name}.txt").write_text(name * length)
+    options = {"splits": [0.7, 0.25, 0.05], "data_dir": str(tmp_path / "data")}
+    module = CharDataModule(str(folder), hold_out="files", **options)
+    module.setup()
+    assert module.bounds == {"train": (0, 54), "val": (54, 95), "test": (95, 102)}
+    assert set(module.split("train")) & set(module.split("val")) == {0}  # the newline between
+    cut = CharDataModule(str(folder), **options)
+    cut.setup()
+    assert cut.bounds["train"] == (0, 71)
+
+
+def test_a_text_too_short_to_train_on_is_refused_with_both_sizes(make):
+    message = refusal(make(TEXT[:1000], block_size=1500, splits=[0.9, 0.1]).check_trainable)
+    assert "540 characters" in message
+    assert "1,501" in message
+    assert "--data.block_size" in message
+
+
+def test_the_smallest_training_split_is_a_block_and_one_character(make):
+    make(TEXT[:20], block_size=9, splits=[0.5, 0.5]).check_trainable()
+    refusal(make(TEXT[:20], block_size=10, splits=[0.5, 0.5]).check_trainable)
+
+
+def test_an_empty_validation_split_is_refused_before_training(make):
+    message = refusal(make(splits=[1.0]).check_trainable)
+    assert "val split is empty (--data.splits [1.0])" in message
+    assert "[0.9, 0.05, 0.05]" in message
+
+
+def test_an_empty_test_split_is_refused_naming_validate(make):
+    module = make(splits=[0.9, 0.1])
+    module.check_trainable()
+    message = refusal(module.test_dataloader)
+    assert "test split is empty (--data.splits [0.9, 0.1])" in message
+    assert "`validate`" in message
+
+
+# Training.
+
+
+def test_targets_are_the_inputs_shifted_by_one_and_come_from_the_training_split(make):
+    module = make(splits=[0.5, 0.5])
+    batches = train_batches(module, 50)
+    assert batches.dtype == torch.int64
+    assert batches.shape == (50, 4, 2, 8)
+    x, y = batches.unbind(2)
+    assert (x[..., 1:] == y[..., :-1]).all()
+    text = TEXT[:300]
+    for window in torch.cat((x, y[..., -1:]), -1).flatten(0, 1):
+        assert "".join(module.alphabet[i] for i in window) in text
+
+
+def test_training_batch_k_is_global_batch_k(make):
+    module = make()
+    for k, batch in enumerate(train_batches(module, 20)):
+        starts = train_starts(1, k, 4, 8, 540)
+        assert batch[:, 0, 0].tolist() == module.text.ids[starts].tolist()
+
+
+def test_one_process_with_batch_8_sees_what_two_with_batch_4_see(make):
+    alone = train_batches(make(batch_size=8), 40)
+    two = [train_batches(make(), 40, world_size=2, global_rank=rank) for rank in range(2)]
+    assert (torch.cat(two, 1) == alone).all()
+    assert not (two[0] == two[1]).all()
+
+
+@pytest.mark.parametrize("processed", [1, 7, 100])
+def test_the_stream_goes_on_where_the_trainer_stands(make, processed):
+    unbroken = train_batches(make(), processed + 5)
+    assert (train_batches(make(), 5, processed=processed) == unbroken[processed:]).all()
+
+
+def test_the_stream_does_not_depend_on_how_far_it_looks_ahead(make, monkeypatch):
+    far = train_batches(make(), 30, processed=3)
+    for ahead in (1, 4, 12):
+        monkeypatch.setattr(datamodule, "AHEAD", ahead)
+        assert (train_batches(make(), 30, processed=3) == far).all()
+
+
+def test_names_are_replaced_wherever_the_stream_is_entered_and_in_whichever_process(make):
+    text = "\n".join(f"{'ABCDE'[i // 80] * 3} and {'KLMNO'[i // 80] * 3}" for i in range(400))
+    options = {"rename": 0.7, "block_size": 8, "splits": [1.0]}
+    module = make(text, batch_size=8, **options)
+    unbroken = train_batches(module, 40)
+    x, y = unbroken.unbind(2)
+    assert (x[..., 1:] == y[..., :-1]).all()
+    assert not (unbroken == train_batches(make(text, batch_size=8, block_size=8), 40)).all()
+    resumed = train_batches(make(text, batch_size=8, **options), 5, processed=35)
+    assert (resumed == unbroken[35:]).all()
+    two = [train_batches(make(text, **options), 40, world_size=2, global_rank=i) for i in range(2)]
+    assert (torch.cat(two, 1) == unbroken).all()
+
+
+SIZES = [2] * 5 + [4] * 4 + [8] * 100  # of the windows of batch k, in a block of 8
+
+
+@pytest.mark.parametrize("ahead", [1, 24, 4096])
+@pytest.mark.parametrize("processed", [0, 2, 7])
+def test_the_windows_of_batch_k_have_the_size_its_schedule_gives(
+    make, monkeypatch, ahead, processed
+):
+    monkeypatch.setattr(datamodule, "AHEAD", ahead)
+    for rank in range(2):
+        module = make()
+        module.setup()
+        module.trainer = trainer(2, rank, processed, size_of=SIZES.__getitem__)
+        batches = islice(module.train_dataloader(), 12)
+        for k, (x, y) in enumerate(batches, processed):
+            pieces = 8 // SIZES[k]
+            group, piece = k // pieces * pieces, k % pieces
+            starts = train_starts(1, group, 8, 8, 540, pieces) + piece * SIZES[k]
+            mine = starts[rank * 4 * pieces : (rank + 1) * 4 * pieces]  # as many characters always
+            expected = mine[:, None] + np.arange(SIZES[k] + 1)
+            assert x.tolist() == module.text.ids[expected[:, :-1]].tolist()
+            assert y.tolist() == module.text.ids[expected[:, 1:]].tolist()
+
+
+@pytest.mark.parametrize("size", [1, 2, 8])
+@pytest.mark.parametrize(("processes", "accumulate"), [(1, 2), (2, 1), (2, 2), (1, 4)])
+def test_a_step_reads_the_same_however_it_is_shared_out(make, size, processes, accumulate):
+    def steps(processes: int, accumulate: int, first: int = 0) -> list[list[list[int]]]:
+        """The windows of steps, sorted, from step `first` on."""
+        streams = []
+        for rank in range(processes):
+            module = make(batch_size=8 // processes // accumulate, splits=[1.0])
+            module.setup()
+            module.trainer = trainer(
+                *(processes, rank, first * accumulate),
+                size_of=lambda k: size,
+                accumulate=accumulate,
+            )
+            batches = islice(module.train_dataloader(), (12 - first) * accumulate)
+            streams.append([x.tolist() for x, _ in batches])
+        micro = [[w for part in parts for w in part] for parts in zip(*streams, strict=True)]
+        return [
+            sorted(w for part in micro[i : i + accumulate] for w in part)
+            for i in range(0, len(micro), accumulate)
+        ]
+
+    whole = steps(1, 1)
+    assert steps(processes, accumulate) == whole
+    assert steps(processes, accumulate, first=5) == whole[5:]
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+def test_an_epoch_of_short_windows_has_the_same_characters_as_one_of_long_ones(make, size):
+    counts = []
+    for of_windows in (size, 8):
+        module = make(batch_size=1, splits=[1.0])
+        module.setup()
+        per_epoch = (len(TEXT) - 8) // 8
+        module.trainer = trainer(size_of=lambda k, s=of_windows: s)
+        batches = list(islice(module.train_dataloader(), per_epoch // 8 * 8))
+        counts.append(np.bincount(torch.cat([x.flatten() for x, _ in batches]), minlength=99))
+        assert all(len(x) == 8 // of_windows for x, _ in batches)  # so many places in each
+    assert (counts[0] == counts[1]).all()
+
+
+def test_another_seed_is_another_order(make):
+    assert not (train_batches(make(), 1) == train_batches(make(seed=2), 1)).all()
+
+
+@pytest.mark.parametrize("processed", [0, 4])
+def test_overfit_batches_repeats_the_first_batches(make, monkeypatch, processed):
+    monkeypatch.setattr(datamodule, "AHEAD", 16)  # 4 batches: no multiple of 3
+    first = train_batches(make(), 3)
+    cycled = train_batches(make(), 11, overfit_batches=3, processed=processed)
+    for j, batch in enumerate(cycled):
+        assert (batch == first[(processed + j) % 3]).all()
+    assert not (first[0] == first[1]).all()
+
+
+def test_counts_are_the_characters_of_the_training_split(make):
+    module = make(splits=[0.5, 0.5])
+    module.setup()
+    assert module.counts() == [TEXT[:300].count(c) for c in module.alphabet]
+    assert module.counts() != [TEXT.count(c) for c in module.alphabet]
+
+
+# Evaluation.
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize("stretch", [(0, 600), (0, 9), (540, 600), (540, 541), (300, 433)])
+def test_processes_together_score_each_character_once_in_equally_many_batches(
+    make, processes, stretch
+):
+    first, last = stretch
+    module = make()
+    module.setup()
+    lengths, predicted = set(), []
+    for rank in range(processes):
+        module.trainer = trainer(processes, rank)
+        batches = EvalBatches(module, first, last)
+        made = list(batches)
+        assert len(made) == len(batches)
+        lengths.add(len(made))
+        for idx, targets in made:
+            assert idx.shape == targets.shape == (4, 8)
+            scored = targets >= 0
+            predicted += zip(idx[scored].tolist(), targets[scored].tolist(), strict=True)
+    assert len(lengths) == 1
+    ids = module.text.ids[max(first, 1) - 1 : last].tolist()
+    assert sorted(predicted) == sorted(pairwise(ids))
+
+
+def test_no_process_makes_a_batch_of_padding_only_unless_another_has_windows(make):
+    module = make()
+    module.setup()
+    for processes in (1, 2, 3):
+        for last in range(2, 200):
+            module.trainer = trainer(processes)
+            batches = len(EvalBatches(module, 0, last))
+            assert (batches - 1) * processes * 4 < count_eval_windows(0, last, 8)
+
+
+def test_while_fitting_a_piece_of_the_training_split_as_long_as_validation_is_scored_too(make):
+    module = make(splits=[0.8, 0.2])
+    module.setup()
+    module.trainer = trainer()
+    val, train = module.val_dataloader()
+    assert (val.first, val.last) == (480, 600)
+    assert (train.first, train.last) == (0, 120)
+    module.trainer = trainer(fn=TrainerFn.VALIDATING)
+    assert [(b.first, b.last) for b in module.val_dataloader()] == [(480, 600)]
+
+
+def test_that_piece_never_leaves_the_training_split(make):
+    module = make(splits=[0.2, 0.8])
+    module.setup()
+    module.trainer = trainer()
+    _, train = module.val_dataloader()
+    assert (train.first, train.last) == (0, 120)
+
+
+# Another network's alphabet.
+
+
+def test_read_as_gives_the_ids_of_a_larger_alphabet_and_keeps_padding(make):
+    module = make("acab" * 5, splits=[0.5, 0.5])
+    module.setup()
+    module.trainer = trainer(fn=TrainerFn.VALIDATING)
+    [own] = [list(b) for b in module.val_dataloader()]
+    module.read_as("\nabcé")
+    [mapped] = [list(b) for b in module.val_dataloader()]
+    for (idx, targets), (idx_as, targets_as) in zip(own, mapped, strict=True):
+        assert (idx_as == idx + 1).all()
+        assert (targets_as[targets >= 0] == targets[targets >= 0] + 1).all()
+        assert (targets_as[targets < 0] == -1).all()
+        assert (targets < 0).any()
+        assert targets_as.dtype == idx_as.dtype == torch.int64
+
+
+def test_read_as_refuses_characters_the_network_does_not_know_by_name(make):
+    message = refusal(make("naïve 天").read_as, " aenv")
+    assert "'ï' (U+00EF LATIN SMALL LETTER I WITH DIAERESIS)" in message
+    assert "U+5929" in message
+    assert "corpus.txt" in message
+
+
+def test_read_as_names_no_position_but_the_characters_in_the_corpus(make):
+    # Once the place in the alphabet was given as if it were one in the text.
+    message = refusal(make("aaaaaaaaaaaé").read_as, "a")
+    assert re.findall(r"position (\d+)", message) in ([], ["11"])
+
+
+# What a checkpoint keeps.
+
+
+def test_the_description_finds_and_recognises_the_same_data_again(make):
+    module = make(splits=[0.8, 0.2])
+    module.setup()
+    kept = module.describe()
+    names = ("corpus", "splits", "hold_out", "unit", "block_size", "batch_size")
+    options = {name: kept[name] for name in names}
+    again = CharDataModule(**options, data_dir=module.data_dir)
+    again.setup()
+    assert again.describe() == kept
+    assert again.bounds == module.bounds
+    changed = make(TEXT + "!", splits=[0.8, 0.2])
+    changed.setup()
+    assert changed.describe()["fingerprint"] != kept["fingerprint"]
+
+
+def test_a_corpus_is_described_by_a_path_that_does_not_depend_on_the_folder_one_is_in(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("corpus.txt").write_text(TEXT)
+    module = CharDataModule("corpus.txt", data_dir="data")
+    module.setup()
+    assert module.describe()["corpus"] == str(tmp_path / "corpus.txt")

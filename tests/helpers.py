@@ -1,0 +1,134 @@
+"""What several tests share: a tiny text, configs, the command line, networks, checkpoints."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lightning_app.data.tokenizer import Tokenizer
+from lightning_app.generation.options import GenerateOptions
+from lightning_app.model.gpt import GPT, GPTConfig
+from lightning_app.runs.checkpoint import (
+    CHECKPOINT_FORMAT,
+    LEGACY_DEFAULTS,
+    NETWORK_PREFIX,
+    SECTION,
+    read_checkpoint,
+)
+
+MAIN = Path(__file__).resolve().parent.parent / "main.py"
+
+CONFIG = """\
+data: {corpus: text.txt, block_size: 16, batch_size: 8}
+model: {n_layer: 1, n_head: 2, n_embd: 16, mlp_size: 32}
+trainer: {max_steps: 20, val_check_interval: 10, log_every_n_steps: 5}
+schedule: {warmup_steps: 2}
+generate: {sampling: top_k, top_k: 3, max_new_tokens: 40}
+"""
+
+
+def sentences(n: int) -> str:
+    """n lines that a small model can learn something about."""
+    who = ("ROMEO", "JULIET", "NURSE", "FRIAR")
+    what = ("good night", "the sun is up", "speak again", "what light is that", "o me")
+    return "".join(
+        f"{who[i * 5 // 3 % 4]}:\n{what[(i * 7 + i // 3) % 5]}, {i}\n\n" for i in range(n)
+    )
+
+
+def main_py(*args: str, cwd: Path, **kwargs) -> subprocess.CompletedProcess:
+    """main.py as a user runs it."""
+    return subprocess.run(
+        [sys.executable, str(MAIN), *args],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=120,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        **kwargs,
+    )
+
+
+def is_error(done, *words: str) -> bool:
+    """One line on standard error, exit code 2, and it names these things."""
+    lines = done.err.strip().split("\n")
+    errors = [x for x in lines if x.startswith("error: ")]
+    assert done.code == 2, done.err
+    assert errors == lines[-1:], done.err
+    assert "Traceback" not in done.err
+    assert "usage:" not in done.err
+    for word in words:
+        assert word in errors[0], errors[0]
+    return True
+
+
+def checkpoint(folder: Path, run: str, name: str = "last") -> dict:
+    return read_checkpoint(folder / "logs" / run / "checkpoints" / f"{name}.ckpt")
+
+
+def scalars(folder: Path, run: str) -> dict[str, list[tuple[int, float]]]:
+    board = EventAccumulator(str(folder / "logs" / run))
+    board.Reload()
+    return {tag: [(e.step, e.value) for e in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
+
+
+ALPHABET = "\n abcé天"
+SIZES = {
+    "block_size": 8,
+    "n_layer": 1,
+    "n_head": 2,
+    "n_embd": 8,
+    "n_kv_head": None,
+    "mlp_size": 16,
+    "dropout": 0.1,
+    "tie_embeddings": False,
+    "rope_theta": 500.0,
+}
+
+
+def random_network(seed: int, **sizes) -> GPT:
+    """A network whose every weight is random: at its start many are 0, and hide mistakes."""
+    torch.manual_seed(seed)
+    gpt = GPT(GPTConfig(vocab_size=len(ALPHABET), **SIZES | sizes))
+    for weight in gpt.parameters():
+        torch.nn.init.normal_(weight)
+    return gpt
+
+
+def weights(gpt: GPT) -> dict[str, torch.Tensor]:
+    return {NETWORK_PREFIX + name: weight for name, weight in gpt.state_dict().items()}
+
+
+def small_checkpoint(gpt: GPT | None = None, **sizes) -> dict:
+    """As `fit` makes one, in small."""
+    return {
+        "state_dict": weights(gpt or random_network(1, **sizes)),
+        "hyper_parameters": {"alphabet": ALPHABET, **SIZES, **sizes},
+        "global_step": 10,
+        SECTION: LEGACY_DEFAULTS
+        | {"format": CHECKPOINT_FORMAT, "step": 10, "counts": [3, 0, 5, 1, 1, 2, 4]},
+    }
+
+
+TOKENIZER = Tokenizer("abcdefghijk")
+V = len(TOKENIZER)
+UNIGRAM = np.arange(V) / np.arange(V).sum()  # the first character, 'a', is impossible
+
+
+def writing_network(block_size: int = 8, **sizes) -> GPT:
+    """A network that says something else after every text: as initialised it says nothing."""
+    torch.manual_seed(0)
+    sizes = {"n_layer": 2, "n_head": 2, "n_embd": 16, "mlp_size": 24, "n_kv_head": 1} | sizes
+    gpt = GPT(GPTConfig(vocab_size=V, block_size=block_size, **sizes)).eval()
+    for p in gpt.parameters():
+        torch.nn.init.normal_(p, std=1.0 if p.ndim == 1 else 0.4)
+    return gpt
+
+
+def options(**given) -> GenerateOptions:
+    return GenerateOptions(**given).resolve()

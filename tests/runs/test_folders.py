@@ -1,0 +1,397 @@
+"""Laws of runs and configs on disk: which config, which run, which checkpoint, one holder."""
+
+import datetime as dates
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lightning_app.cli import configs
+from lightning_app.cli.configs import find_config, read_configs, run_name, split_configs
+from lightning_app.errors import UserError
+from lightning_app.runs import folders
+from lightning_app.runs.checkpoint import CHECKPOINT_FORMAT, SECTION, write_checkpoint
+from lightning_app.runs.folders import (
+    check_run_name,
+    find_checkpoint,
+    lock_run,
+    newest_run,
+    resume_point,
+    set_aside,
+)
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch) -> Path:
+    """An empty folder to be in; `logs` and `configs` are relative to it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(configs, "PROJECT_CONFIGS", tmp_path / "project")
+    return tmp_path
+
+
+def written(name: str, text: str = "") -> Path:
+    path = Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def saved(name: str, step: int = 1) -> Path:
+    path = Path(name)
+    write_checkpoint({SECTION: {"format": CHECKPOINT_FORMAT, "step": step}}, path)
+    return path
+
+
+def refusal(act, *args) -> str:
+    with pytest.raises(UserError) as error:
+        act(*args)
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+# Which config.
+
+
+@pytest.mark.parametrize("name", ["small", "small.yaml"])
+def test_a_bare_name_is_a_file_in_configs_with_or_without_its_ending(name):
+    path = written("configs/small.yaml")
+    assert find_config(name) == path
+
+
+def test_the_projects_own_configs_have_bare_names_in_every_folder(folder):
+    path = written("project/small.yaml")
+    assert find_config("small") == folder / path
+    nearer = written("configs/small.yaml")
+    assert find_config("small") == nearer
+
+
+def test_a_literal_path_wins_over_a_bare_name():
+    written("configs/small.yaml")
+    written("configs/small")
+    path = written("small")
+    assert find_config("small") == path
+    path = written("small.yaml")
+    assert find_config("small.yaml") == path
+
+
+def test_a_folder_of_that_name_is_no_config():
+    path = written("configs/small.yaml")
+    Path("small").mkdir()
+    assert find_config("small") == path
+
+
+def test_a_path_is_not_looked_for_in_configs():
+    written("configs/sub/small.yaml")
+    assert find_config("configs/sub/small.yaml") == Path("configs/sub/small.yaml")
+    assert "does not exist" in refusal(find_config, "sub/small.yaml")
+
+
+@pytest.mark.parametrize("name", ["gpt_chr", "gtp_char.yaml", "else/gpt_charr.yaml"])
+def test_a_config_that_is_not_there_suggests_the_nearest(name):
+    written("configs/gpt_char.yaml")
+    written("project/other.yaml")
+    assert refusal(find_config, name).endswith("did you mean gpt_char?")
+
+
+def test_without_a_near_name_the_configs_there_are_named():
+    written("configs/one.yaml")
+    written("project/two.yaml")
+    message = refusal(find_config, "zzzzzz")
+    assert "--config zzzzzz does not exist" in message
+    assert "one, two" in message
+
+
+def test_a_config_by_url_is_refused():
+    assert "is a URL" in refusal(find_config, "https://example.com/a.yaml")
+
+
+def test_configs_are_taken_out_and_the_rest_keeps_its_order():
+    a, b, c = (written(f"{name}.yaml") for name in "abc")
+    argv = ["--run", "x", "--config", "a.yaml", "--fresh", "--config=b.yaml", "y", "-c", "c.yaml"]
+    assert split_configs(argv) == ([a, b, c], ["--run", "x", "--fresh", "y"])
+    assert split_configs(["--configs", "a.yaml"]) == ([], ["--configs", "a.yaml"])
+
+
+@pytest.mark.parametrize("option", ["--config", "-c"])
+def test_config_without_a_value_is_refused(option):
+    assert "--config needs" in refusal(split_configs, ["--run", "x", option])
+
+
+# What configs say.
+
+
+def test_later_configs_win_key_by_key_and_leave_the_rest():
+    a = written(
+        "a.yaml", "run: one\ndata: {corpus: x, splits: [1.0], seed: 5}\nmodel: {n_layer: 1}\n"
+    )
+    b = written("b.yaml", "data: {corpus: y, splits: [0.9, 0.1]}\nmodel: null\nnew: {k: 1}\n")
+    assert read_configs([a, b]) == {
+        "run": "one",
+        "data": {"corpus": "y", "splits": [0.9, 0.1], "seed": 5},
+        "model": None,
+        "new": {"k": 1},
+    }
+    assert read_configs([b, a])["data"]["corpus"] == "x"
+
+
+def test_a_later_config_changes_only_the_keys_it_names():
+    # Aliases of YAML are one object under two keys.
+    a = written("a.yaml", "train: &same {k: 1}\ntest: *same\n")
+    b = written("b.yaml", "train: {k: 2}\n")
+    assert read_configs([a, b]) == {"train": {"k": 2}, "test": {"k": 1}}
+
+
+@pytest.mark.parametrize("text", ["", "# nothing but a comment\n", "---\n"])
+def test_an_empty_config_says_nothing(text):
+    assert read_configs([written("a.yaml", text)]) == {}
+
+
+def test_broken_yaml_is_refused_in_one_line_with_its_place():
+    path = written("a.yaml", "data:\n  corpus: [x\nmodel: 1\n")
+    assert f"{path} is not valid YAML in line 3" in refusal(read_configs, [path])
+
+
+@pytest.mark.parametrize(
+    "text", ["a: b: c", "\tx: 1", "a: *none", "a: !!python/name:os.system", "? [a]\n: 1", "a: \x00"]
+)
+def test_yaml_that_cannot_be_read_is_refused(text):
+    path = written("a.yaml", text)
+    assert f"{path} is not valid YAML" in refusal(read_configs, [path])
+
+
+def test_a_date_that_is_none_is_refused():
+    path = written("a.yaml", "run: 2020-13-45\n")
+    assert str(path) in refusal(read_configs, [path])
+
+
+def test_a_config_that_is_not_utf8_is_refused():
+    path = Path("a.yaml")
+    path.write_bytes(b"run: caf\xe9\n")
+    assert f"{path} is not valid YAML: not UTF-8 text" in refusal(read_configs, [path])
+
+
+@pytest.mark.parametrize("text", ["just words", "- a\n- b\n", "7"])
+def test_a_config_without_keys_is_refused(text):
+    path = written("a.yaml", text)
+    assert f"{path} holds no `key: value` lines" in refusal(read_configs, [path])
+
+
+# Which run.
+
+
+def test_a_run_is_named_by_the_last_configs_stem():
+    assert run_name(None, [Path("configs/a.yaml"), Path("else/b.small.yaml")]) == "b.small"
+    assert run_name(None, [Path("config.yaml")]) == "config"
+    assert run_name(None, []) is None
+
+
+def test_the_option_run_wins():
+    assert run_name("mine", [Path("logs/X/config.yaml")]) == "mine"
+    assert run_name("mine", []) == "mine"
+
+
+def test_a_runs_own_config_means_that_run(folder, monkeypatch):
+    written("logs/X/config.yaml")
+    assert run_name(None, [Path("logs/X/config.yaml")]) == "X"
+    assert run_name(None, [folder / "logs/X/config.yaml"]) == "X"
+    assert run_name(None, [Path("logs/X/other.yaml")]) == "other"
+    assert run_name(None, [Path("logs/X/deep/config.yaml")]) == "config"
+    assert run_name(None, [Path("old/logs/X/config.yaml")]) == "config"
+
+
+@pytest.mark.parametrize(
+    "name", ["a/b", "../a", "/a", ".", "..", ".hidden", "", "a\\b", "a\n", "a ", "a.", "-a", "a:b"]
+)
+def test_what_is_a_path_or_no_folders_name_is_refused_as_a_run(name):
+    assert "is not a name" in refusal(run_name, name, [])
+
+
+@pytest.mark.parametrize("name", ["a", "gpt_char", "2025-01-01", "v1.2", "größe", "天", "a b", "_"])
+def test_names_of_folders_are_names_of_runs(name):
+    assert run_name(name, []) == name
+
+
+def test_the_newest_run_is_that_of_the_newest_best_checkpoint():
+    for name, time in (("a", 100), ("b", 300), ("c", 200)):
+        os.utime(written(f"logs/{name}/checkpoints/best.ckpt"), (time, time))
+    written("logs/d/checkpoints/last.ckpt")
+    assert newest_run() == "b"
+
+
+def test_without_a_run_there_is_no_newest():
+    assert "main.py fit" in refusal(newest_run)
+    written("logs/d/checkpoints/last.ckpt")
+    assert "--run d --ckpt_path last" in refusal(newest_run)
+
+
+# Which checkpoint.
+
+
+def test_a_checkpoint_is_the_newest_runs_best_unless_said_otherwise():
+    for name, time in (("a", 100), ("b", 300)):
+        os.utime(written(f"logs/{name}/checkpoints/best.ckpt"), (time, time))
+        written(f"logs/{name}/checkpoints/last.ckpt")
+    assert find_checkpoint(None, None) == Path("logs/b/checkpoints/best.ckpt")
+    assert find_checkpoint("best", "a") == Path("logs/a/checkpoints/best.ckpt")
+    assert find_checkpoint("last", "a") == Path("logs/a/checkpoints/last.ckpt")
+    assert find_checkpoint("last", None) == Path("logs/b/checkpoints/last.ckpt")
+
+
+def test_a_checkpoints_file_wins_over_the_run():
+    assert find_checkpoint("some/file.ckpt", "a") == Path("some/file.ckpt")
+
+
+def test_a_checkpoint_by_url_is_refused():
+    assert "is a URL" in refusal(find_checkpoint, "https://example.com/a.ckpt", None)
+
+
+def test_a_run_that_is_not_there_suggests_the_nearest():
+    written("logs/shakespeare/checkpoints/best.ckpt")
+    message = refusal(find_checkpoint, None, "shakespaere")
+    assert "there is no run shakespaere" in message
+    assert "did you mean --run shakespeare?" in message
+
+
+def test_without_a_near_run_the_runs_there_are_named_once():
+    for name in ("one", "two"):
+        written(f"logs/{name}/checkpoints/best.ckpt")
+        written(f"logs/{name}/checkpoints/last.ckpt")
+    assert refusal(find_checkpoint, None, "zzzzzz").endswith("runs: one, two")
+
+
+def test_without_any_run_that_is_said():
+    Path("logs/x").mkdir(parents=True)
+    message = refusal(find_checkpoint, None, "x")
+    assert message.startswith("run x has no logs/x/checkpoints/best.ckpt")
+    assert message.endswith("runs: none")
+
+
+def test_a_run_without_that_checkpoint_is_not_suggested_instead_of_itself():
+    written("logs/mine/checkpoints/last.ckpt")
+    message = refusal(find_checkpoint, "best", "mine")
+    assert "run mine has no" in message
+    assert "did you mean --run mine?" not in message
+
+
+# One process at a time.
+
+
+HOLDER = """
+import sys, time
+from lightning_app.runs.folders import lock_run
+held = lock_run("mine")
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_second_process_is_refused_until_the_first_dies_however_it_dies():
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert holder.stdout.readline().split() == [b"held"]
+        message = refusal(lock_run, "mine")
+        assert "run mine is being trained" in message
+        assert "--run OTHER" in message
+        lock_run("other").release()
+    finally:
+        holder.kill()  # SIGKILL: it can clean up nothing
+        holder.wait()
+        holder.stdout.close()
+    held = lock_run("mine")
+    assert held.is_locked
+    held.release()
+
+
+def test_a_lock_outlives_the_move_of_its_runs_folder():
+    written("logs/mine/config.yaml")
+    held = lock_run("mine")
+    set_aside("mine")
+    refusal(lock_run, "mine")
+    held.release()
+    assert not Path("logs/mine").exists()
+
+
+# Fresh.
+
+
+def test_nothing_to_set_aside_is_nothing():
+    assert set_aside("mine") is None
+
+
+def test_setting_aside_moves_a_run_whole_and_never_over_another(monkeypatch):
+    class Stopped(dates.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2025, 1, 2, 3, 4, 5)
+
+    monkeypatch.setattr(folders, "datetime", Stopped)
+    moved = []
+    for i in range(4):
+        written("logs/mine/config.yaml", str(i))
+        written("logs/mine/checkpoints/best.ckpt", str(i))
+        moved.append(set_aside("mine"))
+        assert not Path("logs/mine").exists()
+    assert len(set(moved)) == 4
+    for i, path in enumerate(moved):
+        assert path.parent == Path("logs")
+        assert path.name.startswith("mine.2025-01-02_03-04-05")
+        assert (path / "config.yaml").read_text() == str(i)
+        assert (path / "checkpoints/best.ckpt").read_text() == str(i)
+        check_run_name(path.name)  # it can still be asked for
+
+
+# Resuming.
+
+
+def test_a_run_without_checkpoints_has_no_resume_point():
+    assert resume_point("mine") is None
+    Path("logs/mine/checkpoints").mkdir(parents=True)
+    assert resume_point("mine") is None
+
+
+def test_a_run_goes_on_from_last_without_a_word():
+    saved("logs/mine/checkpoints/previous.ckpt", 1)
+    path = saved("logs/mine/checkpoints/last.ckpt", 2)
+    found, state, note = resume_point("mine")
+    assert found == path
+    assert state[SECTION]["step"] == 2
+    assert note is None
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", None])
+def test_a_damaged_last_falls_back_to_the_one_before_and_says_so(content):
+    path = saved("logs/mine/checkpoints/previous.ckpt", 1)
+    last = saved("logs/mine/checkpoints/last.ckpt", 2)
+    last.write_bytes(last.read_bytes()[:-200] if content is None else content)
+    found, state, note = resume_point("mine")
+    assert found == path
+    assert state[SECTION]["step"] == 1
+    assert str(last) in note
+    assert str(path) in note
+    assert "\n" not in note
+
+
+def test_a_missing_last_falls_back_to_the_one_before_and_says_so():
+    # A kill between the two renames leaves it like this.
+    path = saved("logs/mine/checkpoints/previous.ckpt", 1)
+    found, state, note = resume_point("mine")
+    assert found == path
+    assert state[SECTION]["step"] == 1
+    assert str(path) in note
+
+
+def test_when_no_checkpoint_can_be_read_nothing_is_started_over_it():
+    for name in ("last", "previous"):
+        written(f"logs/mine/checkpoints/{name}.ckpt", "garbage")
+    message = refusal(resume_point, "mine")
+    assert "last.ckpt" in message
+    assert "--fresh true" in message

@@ -1,0 +1,54 @@
+"""A batch in pieces is the batch."""
+
+import pytest
+import torch
+
+from lightning_app.training.microbatch import MAX_CHARACTERS, MicrobatchedLoss, rows_per_microbatch
+from lightning_app.training.module import CharGPT
+
+
+def test_pieces_divide_the_batch_and_are_of_a_size_that_pays():
+    for rows in (1, 2, 3, 7, 8, 12, 13, 17, 48, 64, 97, 1000):
+        for length in (1, 31, 64, 256, 1000, 2048, 5000):
+            piece = rows_per_microbatch(rows, length)
+            assert rows % piece == 0
+            if piece < rows:
+                assert piece * length >= MAX_CHARACTERS / 2
+                assert piece == 1 or piece * length <= MAX_CHARACTERS
+    assert rows_per_microbatch(64, 256) == 8
+    assert rows_per_microbatch(8, 256) == 8  # the recipes' batches are one piece
+    assert rows_per_microbatch(4, 8192) == 1
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_loss_and_gradient_are_those_of_the_whole_batch(tied):
+    torch.manual_seed(0)
+    alphabet = "".join(map(chr, range(65, 85)))
+    module = CharGPT(alphabet, block_size=256, n_layer=2, n_embd=32, tie_embeddings=tied)
+    for p in module.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    batch = torch.randint(20, (24, 256)), torch.randint(20, (24, 256))
+    whole = module.losses(*batch).mean()
+    expected = torch.autograd.grad(whole, list(module.parameters()))
+
+    seen = []
+    module.gpt.register_forward_hook(lambda gpt, args, logits: seen.append(len(args[0])))
+    loss = module.training_step(batch, 0)
+    (3 * loss).backward()
+    assert seen == [8, 8, 8]
+    torch.testing.assert_close(loss, whole)
+    assert float(module.train_loss.compute()) == pytest.approx(whole.item())
+    for p, gradient in zip(module.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.grad, 3 * gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_the_losses_are_each_characters_in_order():
+    weight = torch.arange(5.0, requires_grad=True)
+    idx = torch.arange(5).expand(4, 5)
+    mean, losses = MicrobatchedLoss.apply(
+        lambda i, t: (weight[i] * t).flatten(), idx, idx, 2, weight
+    )
+    assert losses.tolist() == [0, 1, 4, 9, 16] * 4
+    assert not losses.requires_grad
+    mean.backward()
+    assert weight.grad.tolist() == pytest.approx([0, 0.2, 0.4, 0.6, 0.8])

@@ -1,0 +1,388 @@
+"""Laws of parameter groups, Muon, AdamW and schedules."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_app.errors import UserError
+from lightning_app.model.gpt import GPT, GPTConfig, loss_per_character
+from lightning_app.training import muon
+from lightning_app.training import optimizer as optimizer_module
+from lightning_app.training.muon import orthogonalize
+from lightning_app.training.optimizer import MuonAdamW, OptimOptions, parameter_groups
+from lightning_app.training.schedules import (
+    ScheduleOptions,
+    learning_rate_scale,
+    set_rates,
+    window_size,
+)
+
+
+def network(tied: bool = False) -> GPT:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 7, "block_size": 8, "n_layer": 2, "n_head": 2, "n_embd": 16}
+    return GPT(GPTConfig(**sizes, n_kv_head=1, mlp_size=24, tie_embeddings=tied))
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def muon_group(params: list[Tensor], **options) -> dict:
+    group = {"params": params, "muon": True, "lr": 0.1, "momentum": 0.9, "weight_decay": 0.0}
+    return group | options
+
+
+def adam_group(params: list[Tensor], **options) -> dict:
+    group = {"params": params, "muon": False, "lr": 0.01, "weight_decay": 0.1}
+    return group | {"beta1": 0.9, "beta2": 0.95} | options
+
+
+# Parameter groups.
+
+every_split = pytest.mark.parametrize(
+    ("name", "tied"), [("muon", False), ("muon", True), ("adamw", False), ("adamw", True)]
+)
+
+
+@every_split
+def test_every_parameter_is_in_exactly_one_group(name, tied):
+    gpt = network(tied)
+    grouped = [p for g in parameter_groups(gpt, OptimOptions(name)) for p in g["params"]]
+    assert sorted(map(id, grouped)) == sorted(map(id, gpt.parameters()))
+
+
+@every_split
+def test_muon_takes_the_blocks_matrices_and_nothing_else(name, tied):
+    gpt = network(tied)
+    groups = parameter_groups(gpt, OptimOptions(name))
+    taken = {id(p) for g in groups if g["muon"] for p in g["params"]}
+    matrices = {id(p) for n, p in gpt.named_parameters() if n.startswith("blocks.") and p.ndim == 2}
+    assert taken == (matrices if name == "muon" else set())
+
+
+@every_split
+def test_matrices_decay_and_embedding_and_gains_do_not(name, tied):
+    gpt = network(tied)
+    groups = parameter_groups(gpt, OptimOptions(name, weight_decay=0.3))
+    decay = {id(p): g["weight_decay"] for g in groups for p in g["params"]}
+    for n, p in gpt.named_parameters():
+        spared = p.ndim == 1 or n == "embedding.weight"
+        assert decay[id(p)] == (0.0 if spared else 0.3), n
+
+
+def test_each_kind_of_group_gets_its_own_learning_rate():
+    options = OptimOptions("muon", learning_rate=0.5, muon_learning_rate=0.25)
+    for group in parameter_groups(network(), options):
+        assert group["lr"] == group["peak_lr"] == (0.25 if group["muon"] else 0.5)
+    adamw = OptimOptions("adamw", learning_rate=0.5, muon_learning_rate=0.25)
+    assert {g["lr"] for g in parameter_groups(network(), adamw)} == {0.5}
+
+
+# AdamW.
+
+
+def test_adamw_groups_move_as_torchs_adamw():
+    start = [randn(5, 3, seed=1), randn(4, seed=2)]
+    ours = [p.clone().requires_grad_() for p in start]
+    theirs = [p.clone().requires_grad_() for p in start]
+    optimizer = MuonAdamW([adam_group(ours[:1]), adam_group(ours[1:], weight_decay=0.0)])
+    reference = torch.optim.AdamW(
+        [{"params": theirs[:1]}, {"params": theirs[1:], "weight_decay": 0.0}],
+        lr=0.01,
+        betas=(0.9, 0.95),
+        weight_decay=0.1,
+        eps=1e-8,
+    )
+    for step in range(8):
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = randn(*p.shape, seed=10 + step)
+            q.grad = p.grad.clone()
+        optimizer.step()
+        reference.step()
+        for p, q in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
+
+
+# Muon.
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(16, 16), (16, 48), (48, 16), (1, 8), (32, 40)])
+def test_orthogonalize_brings_every_singular_value_near_1(shape, dtype):
+    for scale in (1e-3, 1.0, 1e3):
+        g = scale * randn(3, *shape, seed=3)
+        lying = g.mT if shape[0] > shape[1] else g
+        singular = torch.linalg.svdvals(orthogonalize(lying.to(dtype)).float())
+        assert singular.min() > 0.6
+        assert singular.max() < 1.31
+
+
+@pytest.mark.parametrize("smallest", [1, 0.1, 0.02])
+def test_orthogonalize_lifts_directions_of_a_hundredth_part(smallest):
+    u, _, vt = torch.linalg.svd(randn(2, 48, 96, seed=6), full_matrices=False)
+    singular = torch.logspace(0, math.log10(smallest), 48)
+    singular /= singular.pow(4).sum() ** 0.25
+    lifted = u.mT @ orthogonalize((u * singular @ vt).bfloat16()).float() @ vt.mT
+    assert lifted.diagonal(dim1=1, dim2=2).min() > 0.65
+    assert lifted.diagonal(dim1=1, dim2=2).max() < 1.31
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (8, 24), (24, 8)])
+def test_muon_steps_against_the_orthogonal_factor_of_the_gradient(shape):
+    p = torch.zeros(shape, requires_grad=True)
+    p.grad = randn(*shape, seed=4)
+    MuonAdamW([muon_group([p], lr=0.1)]).step()
+    scale = max(1.0, shape[0] / shape[1]) ** 0.5
+    u, _, vt = torch.linalg.svd(p.grad, full_matrices=False)
+    inside = u.T @ (-p.detach() / (0.1 * scale)) @ vt.T  # diagonal, if the directions are right
+    assert (inside.diag() > 0.6).all()
+    assert (inside.diag() < 1.3).all()
+    assert (inside - inside.diag().diag()).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("hardware", [True, False])
+def test_muon_multiplies_in_bfloat16_only_where_the_hardware_does(monkeypatch, hardware):
+    seen = []
+    monkeypatch.setattr(optimizer_module, "multiplies_bf16", lambda accelerator: hardware)
+    monkeypatch.setattr(muon, "orthogonalize", lambda g: seen.append(g.dtype) or g)
+    p = randn(4, 6).requires_grad_()
+    p.grad = torch.ones_like(p)
+    MuonAdamW([muon_group([p], lr=0.1)]).step()
+    assert seen == [torch.bfloat16 if hardware else torch.float32]
+
+
+def test_muon_moves_a_matrix_the_same_alone_and_among_others():
+    shapes = [(16, 24), (24, 16), (16, 16), (16, 24), (24, 16), (8, 16), (16, 16)]
+    together = [torch.zeros(shape, requires_grad=True) for shape in shapes]
+    alone = [torch.zeros(shape, requires_grad=True) for shape in shapes]
+    optimizer = MuonAdamW([muon_group(together, lr=1.0)])
+    single = [MuonAdamW([muon_group([p], lr=1.0)]) for p in alone]
+    for step in range(2):
+        for i, (p, q) in enumerate(zip(together, alone, strict=True)):
+            p.grad = randn(*p.shape, seed=100 * step + i)
+            q.grad = p.grad.clone()
+            single[i].step()
+        optimizer.step()
+    for p, q in zip(together, alone, strict=True):
+        assert q.norm() > 1
+        assert (p - q).norm() < 0.02 * q.norm()
+
+
+def test_muons_momentum_is_nesterovs(monkeypatch):
+    start = randn(3, 3, seed=5)
+    p = start.clone().requires_grad_()
+    optimizer = MuonAdamW([muon_group([p], lr=0.1, momentum=0.8, weight_decay=0.5)])
+    monkeypatch.setattr(muon, "orthogonalize", lambda g: g)
+    monkeypatch.setattr(optimizer_module, "multiplies_bf16", lambda accelerator: False)
+    expected, momentum = start.clone(), torch.zeros(3, 3)
+    for step in range(4):
+        p.grad = randn(3, 3, seed=step)
+        momentum = 0.8 * momentum + 0.2 * p.grad
+        ahead = 0.8 * momentum + 0.2 * p.grad
+        expected = expected * (1 - 0.1 * 0.5) - 0.1 * ahead
+        optimizer.step()
+        torch.testing.assert_close(p.detach(), expected)
+
+
+def test_a_zero_gradient_moves_nothing_but_by_decay():
+    p = randn(4, 6).requires_grad_()
+    before = p.detach().clone()
+    p.grad = torch.zeros_like(p)
+    MuonAdamW([muon_group([p], lr=0.1, weight_decay=0.5)]).step()
+    torch.testing.assert_close(p.detach(), before * 0.95)
+
+
+# One optimizer.
+
+
+def test_parameters_without_a_gradient_stay_and_the_rest_move():
+    params = [randn(4, 4, seed=i).requires_grad_() for i in range(4)]
+    before = [p.detach().clone() for p in params]
+    params[0].grad, params[2].grad = randn(4, 4), randn(4, 4)
+    MuonAdamW([muon_group(params[:2], weight_decay=0.1), adam_group(params[2:])]).step()
+    same = [torch.equal(p, q) for p, q in zip(params, before, strict=True)]
+    assert same == [False, True, False, True]
+
+
+def test_step_runs_its_closure_with_gradients_and_returns_the_loss():
+    p = torch.ones(2, 2, requires_grad=True)
+
+    def closure():
+        loss = (p * p).sum()
+        loss.backward()
+        return loss
+
+    assert MuonAdamW([adam_group([p])]).step(closure) == 4
+    assert (p < 1).all()
+
+
+def trained(gpt: GPT, optimizer: MuonAdamW, steps: range) -> None:
+    for step in steps:
+        generator = torch.Generator().manual_seed(step)
+        idx = torch.randint(7, (2, 9), generator=generator)
+        optimizer.zero_grad()
+        loss_per_character(gpt(idx[:, :-1]), idx[:, 1:]).mean().backward()
+        optimizer.step()
+
+
+@every_split
+def test_saved_and_loaded_it_goes_on_bit_for_bit(name, tied, tmp_path):
+    options = OptimOptions(name, weight_decay=0.1)
+    unbroken = network(tied)
+    trained(unbroken, MuonAdamW(parameter_groups(unbroken, options)), range(6))
+
+    gpt = network(tied)
+    optimizer = MuonAdamW(parameter_groups(gpt, options))
+    trained(gpt, optimizer, range(3))
+    torch.save([gpt.state_dict(), optimizer.state_dict()], tmp_path / "half")
+
+    resumed = network(tied)
+    again = MuonAdamW(parameter_groups(resumed, options))
+    weights, state = torch.load(tmp_path / "half", weights_only=True)
+    resumed.load_state_dict(weights)
+    again.load_state_dict(state)
+    trained(resumed, again, range(3, 6))
+    for (n, p), q in zip(resumed.named_parameters(), unbroken.parameters(), strict=True):
+        assert torch.equal(p, q), n
+
+    forgetful = network(tied)  # the state matters: without it, another end
+    forgetful.load_state_dict(weights)
+    trained(forgetful, MuonAdamW(parameter_groups(forgetful, options)), range(3, 6))
+    assert not torch.equal(forgetful.norm.weight, unbroken.norm.weight)
+
+
+@every_split
+def test_training_lowers_the_loss(name, tied):
+    gpt = network(tied)
+    optimizer = MuonAdamW(parameter_groups(gpt, OptimOptions(name)))
+    idx = torch.arange(9).remainder(7)[None]
+
+    def loss() -> Tensor:
+        return loss_per_character(gpt(idx[:, :-1]), idx[:, 1:]).mean()
+
+    start = loss().item()
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+    assert loss().item() < start / 2
+
+
+# Schedules.
+
+SCHEDULES = [
+    ScheduleOptions(name, warmup, decay, final)
+    for name in ("cosine", "linear", "constant")
+    for warmup in (0, 10, 70)
+    for decay in (0.0, 0.6, 1.0)
+    for final in (0.0, 0.1, 1.0)
+]
+every_schedule = pytest.mark.parametrize("options", SCHEDULES, ids=str)
+decaying = pytest.mark.parametrize("name", ["cosine", "linear"])
+
+
+def scales(options: ScheduleOptions, max_steps: int = 50) -> list[float]:
+    return [learning_rate_scale(step, max_steps, options) for step in range(max_steps)]
+
+
+@every_schedule
+def test_the_learning_rate_is_positive_from_the_first_step_to_the_last_and_never_above_the_peak(
+    options,
+):
+    for max_steps in (1, 2, 50):
+        assert all(0 < scale <= 1 for scale in scales(options, max_steps))
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "constant"])
+@pytest.mark.parametrize("warmup", [0, 1, 10])
+def test_warm_up_rises_by_equal_parts_to_the_peak_and_stays_until_the_decay(name, warmup):
+    got = scales(ScheduleOptions(name, warmup, decay_fraction=0.6))[:21]  # it begins at step 20
+    assert got == pytest.approx([min(1, (i + 1) / (warmup + 1)) for i in range(21)])
+
+
+@decaying
+@pytest.mark.parametrize("decay", [0.1, 0.6, 1.0])
+def test_the_learning_rate_falls_all_through_the_decay_and_would_reach_0_after_the_last_step(
+    name, decay
+):
+    options = ScheduleOptions(name, 0, decay)
+    falling = scales(options)[50 - round(50 * decay) :]
+    assert falling[0] == 1
+    assert all(a > b for a, b in pairwise(falling))
+    assert learning_rate_scale(50, 50, options) == 0
+    assert learning_rate_scale(51, 50, options) == 0
+
+
+def test_linear_falls_evenly_and_cosine_slowly_at_both_ends():
+    linear, cosine = (scales(ScheduleOptions(n, 0, 1.0)) for n in ("linear", "cosine"))
+    assert linear == pytest.approx([1 - i / 50 for i in range(50)])
+    assert cosine[25] == pytest.approx(0.5)
+    assert cosine[10] > linear[10]
+    assert cosine[40] < linear[40]
+    assert [cosine[i] + cosine[50 - i] for i in range(1, 50)] == pytest.approx([1] * 49)
+
+
+@decaying
+@pytest.mark.parametrize("final", [0.0, 0.25, 1.0])
+def test_the_decay_ends_at_final_fraction(name, final):
+    options = ScheduleOptions(name, 5, 0.5, final)
+    assert learning_rate_scale(40, 40, options) == pytest.approx(final)
+    assert learning_rate_scale(30, 40, options) == pytest.approx((1 + final) / 2)
+    assert min(scales(options, 40)[5:]) >= final
+
+
+@pytest.mark.parametrize("name", ["constant", "linear"])
+def test_constant_and_a_decay_of_nothing_stay_at_the_peak(name):
+    options = ScheduleOptions(name, 3, 0.0 if name == "linear" else 0.6)
+    assert set(scales(options)[3:]) == {1.0}
+
+
+@every_schedule
+def test_an_extended_run_has_the_schedule_of_a_run_begun_at_that_length(options):
+    fresh = scales(options, 80)
+    scales(options, 40)  # the shorter run leaves nothing behind
+    assert [learning_rate_scale(i, 80, options) for i in reversed(range(80))] == fresh[::-1]
+    before_any_decay = round(40 * (1 - options.decay_fraction))
+    assert scales(options, 40)[:before_any_decay] == fresh[:before_any_decay]
+
+
+@every_split
+def test_rates_are_those_of_the_step_and_weight_decay_grows_evenly(name, tied):
+    groups = parameter_groups(network(tied), OptimOptions(name, 0.5, 0.25, 0.1, 0.5))
+    schedule = ScheduleOptions(warmup_steps=0, decay_fraction=1.0)
+    for step, scale in ((0, 1.0), (10, 0.75), (39, 1 / 40), (10, 0.75)):
+        set_rates(groups, step, 40, schedule)
+        for group in groups:
+            assert group["lr"] == pytest.approx(scale * (0.25 if group["muon"] else 0.5))
+            spared = group["name"] == "embedding_and_gains"
+            decay = 0.0 if spared else 0.1 + 0.4 * step / 40
+            assert group["weight_decay"] == pytest.approx(decay)
+
+
+def test_weight_decay_is_constant_unless_it_is_to_grow():
+    groups = parameter_groups(network(), OptimOptions(weight_decay=0.3))
+    for step in (0, 20, 39):
+        set_rates(groups, step, 40, ScheduleOptions())
+        assert [group["weight_decay"] for group in groups] == [0.3, 0.3, 0.0]
+
+
+# Windows.
+
+
+def test_windows_grow_where_the_schedule_says_and_only_there():
+    options = ScheduleOptions(windows=[[0, 0.25], [0.35, 0.5], [0.8, 1]])
+    sizes = [window_size(step, 100, 64, options) for step in range(100)]
+    assert sizes == [16] * 35 + [32] * 45 + [64] * 20
+    assert {window_size(step, 100, 64, ScheduleOptions()) for step in range(100)} == {64}
+
+
+@pytest.mark.parametrize(
+    "windows", [[[0, 0.3]], [[0, 0]], [[0, 2]], [[0]], [[-1, 0.5]], [[0, 0.75]]]
+)
+def test_windows_that_do_not_cut_evenly_are_refused(windows):
+    with pytest.raises(UserError, match=r"--schedule\.windows"):
+        window_size(0, 100, 64, ScheduleOptions(windows=windows))
