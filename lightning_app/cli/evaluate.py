@@ -1,56 +1,34 @@
 """validate, test: the exact loss of a trained network on a held-out split."""
 
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Literal
 
 from jsonargparse.typing import PositiveInt
 
-from lightning_app.cli.configs import read_configs, run_name, split_configs
+from lightning_app.cli.configs import split_configs
+from lightning_app.cli.loading import LoadedRun, add_run_arguments, load_run, rebuild_data
 from lightning_app.cli.parsing import Parser
 from lightning_app.cli.trainer_flags import add_trainer_flags, make_trainer
+from lightning_app.data.batches import EvalBatches
 from lightning_app.data.datamodule import CharDataModule
-from lightning_app.data.splits import HoldOut
+from lightning_app.data.splits import TextSource
 from lightning_app.errors import UserError
 from lightning_app.evaluation.baselines import baseline_table, cached_baselines
 from lightning_app.evaluation.dynamic import DynamicOptions, dynamic_loss
 from lightning_app.evaluation.metrics import loss_metrics
 from lightning_app.evaluation.report import collect_scores, report_page
-from lightning_app.runs.checkpoint import TrainedModel, checkpoint_summary, load
-from lightning_app.runs.folders import find_checkpoint
+from lightning_app.runs.checkpoint import checkpoint_summary, load
 from lightning_app.training.callbacks.progress_bar import EvaluationProgressBar
 from lightning_app.training.module import CharGPT
-
-
-@dataclass
-class DataOptions:
-    """What to score, where it is not what the checkpoint was trained with.
-
-    Args:
-        corpus: Another text: a UTF-8 file, a folder, a glob, or a name.
-        splits: Other shares for training, validation and test.
-        hold_out: Whether these are cut between characters, or where the nearest file begins.
-        block_size: Characters in a window, at most the network's.
-        batch_size: Windows in a batch.
-        data_dir: Where corpora and their encoded form are kept now.
-    """
-
-    corpus: str | None = None
-    splits: list[float] | None = None
-    hold_out: HoldOut | None = None
-    block_size: PositiveInt | None = None
-    batch_size: PositiveInt | None = None
-    data_dir: str | None = None
 
 
 class EvaluateParser(Parser):
     def __init__(self, command: str) -> None:
         super().__init__(prog=f"main.py {command}", description=__doc__)
         add = self.add_argument
-        add("--run", type=str | None, help="The run (default: the config's, else the newest).")
-        add("--ckpt_path", type=str | None, help="A checkpoint file, or best or last of the run.")
+        add_run_arguments(self)
         add(
             "--evaluate",
             type=Literal["block", "sliding", "dynamic"],
@@ -67,14 +45,21 @@ class EvaluateParser(Parser):
         self.add_class_arguments(DynamicOptions, "dynamic")
         add("--report", type=str | None, help="Write where the network fails to this HTML file.")
         add(
-            "--yardsticks",
+            "--baselines",
             type=bool,
             default=True,
-            help="Print beside it what n-grams and compressors make of the same characters.",
+            help="Print the loss of n-grams and compressors on the same characters, too.",
         )
-        add("--debug", type=bool, default=False, help="Show tracebacks.")
         add("--seed_everything", type=int | None, help="Accepted for symmetry; scoring is exact.")
-        self.add_class_arguments(DataOptions, "data")
+        self.add_class_arguments(TextSource, "data", instantiate=False, skip={"unit"})
+        add(
+            "--data.block_size",
+            type=PositiveInt | None,
+            help="Characters in a window, at most the network's.",
+        )
+        add("--data.batch_size", type=PositiveInt | None, help="Windows in a batch.")
+        # what is not given is as the checkpoint says
+        self.set_defaults({f"data.{name}": None for name in TextSource.names() if name != "unit"})
         add_trainer_flags(self)
 
 
@@ -83,12 +68,11 @@ def main(argv: list[str]) -> int:
     configs, rest = split_configs(rest)
     parser = EvaluateParser(command)
     config = parser.parse_args(rest)
-    name = run_name(config.run or read_configs(configs).get("run"), configs)
-    path = find_checkpoint(config.ckpt_path, name)
-    trained = load(path)
+    run = load_run(config, configs)
     init = parser.instantiate_classes(config)
-    data = rebuild_data(trained, init.data)
-    data.eval_stride = stride(config.evaluate, config.stride, data.block_size)
+    given = {name: value for name, value in config.data.items() if value is not None}
+    block_size = given.get("block_size", run.trained.gpt.config.block_size)
+    data = rebuild_data(run.trained, given, stride(config.evaluate, config.stride, block_size))
     split = {"validate": "val", "test": "test"}[command]
     if config.report and config.evaluate == "dynamic":
         raise UserError("--report is of the weights; use it with --evaluate block or sliding")
@@ -101,32 +85,37 @@ def main(argv: list[str]) -> int:
                 f"{flags[0].split('=')[0]} is not for --evaluate dynamic, which reads one window "
                 "after another without a Trainer; leave it out"
             )
-        return score_dynamically(path, trained, data, split, init.dynamic, config.yardsticks)
-    model = CharGPT(**trained.hyper_parameters)
-    model.gpt = trained.gpt
-    flags = dict(init.trainer)
-    trainer = make_trainer(
-        flags | {"callbacks": [*(flags["callbacks"] or []), EvaluationProgressBar()]}
-    )
+        return score_dynamically(run, data, split, init.dynamic, config.baselines)
+    model = CharGPT(**run.trained.arguments, gpt=run.trained.gpt)
+    trainer_flags = dict(init.trainer)
+    callbacks = [*(trainer_flags["callbacks"] or []), EvaluationProgressBar()]
+    trainer = make_trainer(trainer_flags | {"callbacks": callbacks})
+    batches = data.eval_batches(split)  # all of them, before a Trainer takes a process's share
     if trainer.is_global_zero:
-        announce(path, trained, data, split)
-    run = trainer.validate if command == "validate" else trainer.test
-    run(model, datamodule=data, verbose=False)
-    if not model.figures:
+        announce(run, data, batches)
+    evaluate = trainer.validate if command == "validate" else trainer.test
+    evaluate(model, datamodule=data, verbose=False)
+    if not model.eval_metrics:
         raise UserError(f"--trainer.limit_{split}_batches leaves nothing to score; leave it out")
     if trainer.is_global_zero:
+        loss = model.eval_metrics[f"{split}/loss"]
         how = f"context: {describe(config.evaluate, data)}; {trainer.precision}"
-        print_figures(model.figures[f"{split}/loss"], model.eval_loss.scored, how)
+        print_metrics(loss, model.eval_loss.scored, how)
         first, last = data.bounds[split]
         if model.eval_loss.scored < last - max(first, 1):
-            print("\na part of the split: no yardsticks, no report", file=sys.stderr)
+            print("\na part of the split: no baselines, no report", file=sys.stderr)
             return 0
-        if config.yardsticks:
-            print("\n".join(["", *beside(data, split, model.figures[f"{split}/loss"])]))
+        if config.baselines:
+            print("\n".join(["", *beside(data, split, loss)]))
         if config.report:
-            # read once more: a strategy may have shared the network out, a precision rounded it
-            trained = load(path)
-            write_report(Path(config.report), name or path, trained, data, split)
+            # loaded again: a strategy may have shared the network out, a precision rounded it
+            trained = load(run.path)
+            title = f"{run.name or run.path}: {split}"
+            page = report_page(
+                title, trained, collect_scores(trained.gpt, batches), data.ids("train")
+            )
+            Path(config.report).write_text(page, encoding="utf-8")
+            print(f"\nwrote {config.report}")
     return 0
 
 
@@ -144,31 +133,15 @@ def describe(evaluate: str, data: CharDataModule) -> str:
     return f"{evaluate}, windows of {data.block_size}{each}"
 
 
-def read_alone(data: CharDataModule) -> None:
-    """Make the data's batches all of them, not one process's share."""
-    data.trainer = SimpleNamespace(world_size=1, global_rank=0)
-
-
-def write_report(
-    file: Path, name: str | Path, trained: TrainedModel, data: CharDataModule, split: str
-) -> None:
-    read_alone(data)
-    scores = collect_scores(trained.gpt, data.eval_batches(split))
-    train = data.split("train") if data.ids_of is None else data.ids_of[data.split("train")]
-    file.write_text(report_page(f"{name}: {split}", trained, scores, train), encoding="utf-8")
-    print(f"\nwrote {file}")
-
-
-def announce(path: Path, trained: TrainedModel, data: CharDataModule, split: str) -> None:
-    first, last = data.eval_batches(split).first, data.eval_batches(split).last
+def announce(run: LoadedRun, data: CharDataModule, batches: EvalBatches) -> None:
     print(
-        f"scoring {path} ({checkpoint_summary(trained.info)}) on characters "
-        f"{first:,} to {last:,} of {data.corpus}",
+        f"scoring {run.path} ({checkpoint_summary(run.trained.info)}) on characters "
+        f"{batches.first:,} to {batches.last:,} of {data.source.corpus}",
         file=sys.stderr,
     )
 
 
-def print_figures(loss: float, scored: int, how: str) -> None:
+def print_metrics(loss: float, scored: int, how: str) -> None:
     f = loss_metrics(loss)
     print(f"loss        {f['loss']:.6f} nats per character")
     print(f"perplexity  {f['perplexity']:.6f}")
@@ -177,21 +150,19 @@ def print_figures(loss: float, scored: int, how: str) -> None:
 
 
 def score_dynamically(
-    path: Path,
-    trained: TrainedModel,
+    run: LoadedRun,
     data: CharDataModule,
     split: str,
     options: DynamicOptions,
-    with_yardsticks: bool,
+    with_baselines: bool,
 ) -> int:
-    announce(path, trained, data, split)
-    data.batch_size = 1
-    read_alone(data)
-    metric = dynamic_loss(trained.gpt, data.eval_batches(split), options)
+    batches = replace(data.eval_batches(split), batch_size=1)  # in reading order, one by one
+    announce(run, data, batches)
+    metric = dynamic_loss(run.trained.gpt, batches, options)
     loss = float(metric.compute())
     how = f"context: {describe('dynamic', data)}, learning rate {options.learning_rate:g}"
-    print_figures(loss, metric.scored, f"{how}; not a figure of the weights alone")
-    if with_yardsticks:
+    print_metrics(loss, metric.scored, f"{how}; not a figure of the weights alone")
+    if with_baselines:
         print("\n".join(["", *beside(data, split, loss)]))
     return 0
 
@@ -205,28 +176,3 @@ def beside(data: CharDataModule, split: str, loss: float) -> list[str]:
     if found.held < held[1] - held[0]:
         heading = f"the first {found.held:,} of these characters, given {found.train:,} before them"
     return [heading, *baseline_table(found, ("this network", loss))]
-
-
-def rebuild_data(trained: TrainedModel, options: DataOptions) -> CharDataModule:
-    """The data a network was trained on, from its checkpoint, with the options given now.
-
-    Raises UserError when the text is not the same any more, or has characters unknown to it.
-    """
-    then = trained.info["data"]
-    given = {k: v for k, v in asdict(options).items() if v is not None}
-    names = ("corpus", "splits", "hold_out", "unit", "block_size", "batch_size", "data_dir")
-    kept = {k: then[k] for k in names}
-    data = CharDataModule(**kept | given)
-    if data.block_size > trained.gpt.config.block_size:
-        raise UserError(
-            f"--data.block_size {data.block_size} is more than the network's "
-            f"{trained.gpt.config.block_size}"
-        )
-    data.setup()
-    if options.corpus is None and data.text.fingerprint != then["fingerprint"]:
-        raise UserError(
-            f"the corpus {data.corpus} has changed since the run was trained; to score it as it is "
-            f"now: --data.corpus {data.corpus}"
-        )
-    data.read_as(trained.tokenizer.alphabet)
-    return data

@@ -13,26 +13,24 @@ import torch
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from tqdm import tqdm
 
-from lightning_app.cli.configs import config_group, read_configs, run_name, split_configs
+from lightning_app.cli.configs import config_group, split_configs
+from lightning_app.cli.loading import add_run_arguments, load_run
 from lightning_app.cli.parsing import Parser
-from lightning_app.data.splits import SplitText, split_text
+from lightning_app.data.splits import SplitText
 from lightning_app.errors import UserError
 from lightning_app.evaluation.overlap import WindowIndex, find_windows, passages
 from lightning_app.generation.generate import MAX_BATCH, generate_text
-from lightning_app.generation.options import GenerateOptions, WeightFormat
-from lightning_app.runs.checkpoint import TrainedModel, load
-from lightning_app.runs.folders import find_checkpoint
+from lightning_app.generation.options import CHOICE, GenerateOptions, WeightFormat
+from lightning_app.runs.checkpoint import TrainedModel
 
 SEPARATOR = "---"
 SPAN = 50  # characters; shorter ones are how language is
-CHOICE = ("sampling", "top_k", "top_p", "min_p")  # one decision in four options
 
 
 def make_parser() -> Parser:
     parser = Parser(prog="main.py predict", description=__doc__)
     add = parser.add_argument
-    add("--run", type=str | None, help="The run (default: the config's, else the newest).")
-    add("--ckpt_path", type=str | None, help="A checkpoint file, or best or last of the run.")
+    add_run_arguments(parser)
     add("--prompt", type=str, default="", help="Text to go on from; empty starts from nothing.")
     add("--prompt_file", type=str | None, help="A UTF-8 file as the prompt; - is standard input.")
     add("--prompt_lines", type=bool, default=False, help="Each line of the file is a prompt.")
@@ -50,7 +48,6 @@ def make_parser() -> Parser:
         default="float32",
         help="On a CPU: smaller ones write faster, and round.",
     )
-    add("--debug", type=bool, default=False, help="Show tracebacks.")
     parser.add_class_arguments(GenerateOptions)
     return parser
 
@@ -58,7 +55,6 @@ def make_parser() -> Parser:
 def main(argv: list[str]) -> int:
     configs, rest = split_configs(join_texts(argv))
     trainer_flags = [a for a in rest if a.startswith("--trainer")]
-    values = read_configs(configs)
     generate = config_group(configs, "generate")
     parser = make_parser()
     if trainer_flags:
@@ -74,10 +70,9 @@ def main(argv: list[str]) -> int:
 
     config, options = parse(generate)
     prompts = read_prompts(config)
-    name = run_name(config.run or values.get("run"), configs)
-    trained = load(find_checkpoint(config.ckpt_path, name))
+    trained = load_run(config, configs).trained
     if not generate:  # the run's own
-        config, options = parse(trained.info["generate"])
+        config, options = parse(trained.generation)
     for prompt in prompts:
         trained.tokenizer.encode(prompt, "the prompt")  # raises before anything is printed
     if config.weights != "float32" and trainer_flags:
@@ -201,15 +196,13 @@ def write(
 
 def training_text(trained: TrainedModel) -> SplitText:
     """The text a network was trained on. Raises UserError where it is gone or another one."""
-    data = trained.info["data"]
-    divided = split_text(
-        data["corpus"], data["splits"], data["hold_out"], data["unit"], data["data_dir"]
-    )
-    if divided.text.fingerprint != data["fingerprint"]:
+    split_text = trained.source().read()
+    if split_text.text.fingerprint != trained.data["fingerprint"]:
         raise UserError(
-            f"--check_overlap: the corpus {data['corpus']} has changed since the run was trained"
+            f"--check_overlap: the corpus {trained.data['corpus']} has changed since the run was "
+            "trained"
         )
-    return divided
+    return split_text
 
 
 def say_overlaps(trained: TrainedModel, texts: list[str], training: SplitText | None) -> None:
@@ -246,11 +239,14 @@ def predict_with_trainer(
     from lightning_app.cli.trainer_flags import make_trainer
     from lightning_app.training.module import CharGPT
 
-    model = CharGPT(**trained.hyper_parameters)
-    model.gpt, model.unigram = trained.gpt, trained.unigram
-    model.tokenizer = trained.tokenizer
-    model.generate, model.generate_seed = options, seed
-    model.num_samples = config.num_samples
+    model = CharGPT(
+        **trained.arguments,
+        counts=trained.info["counts"],
+        generation=options,
+        seed=seed,
+        num_samples=config.num_samples,
+        gpt=trained.gpt,
+    )
     trainer = make_trainer(dict(parser.instantiate_classes(config).trainer))
     if trainer.world_size > 1:
         raise UserError("predict writes on one device; use --trainer.devices 1")

@@ -1,19 +1,17 @@
 """What fit says before training and after it."""
 
 import shlex
-import time
 from typing import TYPE_CHECKING
 
+from lightning_app import hardware
 from lightning_app.evaluation.metrics import loss_metrics
-from lightning_app.generation.generate import generate_text
-from lightning_app.generation.options import GenerateOptions
-from lightning_app.hardware import multiplies_bf16
 from lightning_app.runs.checkpoint import SECTION, load
 from lightning_app.runs.folders import LOGS
 
 if TYPE_CHECKING:
-    from lightning_app.cli.fit import FitCLI
-
+    from lightning_app.cli.fit_build import Job
+    from lightning_app.cli.fit_options import FitRequest
+    from lightning_app.runs.resume import Start
 
 LONG_VALIDATION = (
     "           each validation takes longer than the training before it; to hold out less:",
@@ -21,60 +19,66 @@ LONG_VALIDATION = (
 )
 
 
-def validation_is_long(cli: "FitCLI") -> bool:
-    """Scoring is a third of training's work, and an equally long piece of train is scored too."""
-    trainer, data = cli.trainer, cli.datamodule
-    if isinstance(trainer.limit_val_batches, int) or isinstance(trainer.val_check_interval, float):
+def validation_is_long(job: "Job", interval: int, limit: float | int | None) -> bool:
+    """Whether a validation takes longer than the training between two: scoring is a third of
+    training's work, and an equally long part of the training text is scored too."""
+    if isinstance(limit, int):
         return False
-    first, last = data.bounds["val"]
-    batch = data.batch_size * trainer.world_size * data.block_size
-    return 2 * (last - first) / 3 > trainer.val_check_interval * batch
+    first, last = job.data.bounds["val"]
+    batch = job.data.batch_size * job.trainer.world_size * job.data.block_size
+    return 2 * (last - first) / 3 > interval * batch
 
 
-def before(cli: "FitCLI") -> list[str]:
+def before(request: "FitRequest", start: "Start", job: "Job") -> list[str]:
     """What is about to happen: corpus, network, machine, length."""
-    data, gpt, facts = cli.datamodule, cli.model.gpt, cli.facts
+    data, gpt, facts = job.data, job.model.gpt, job.facts
+    flags = request.config.trainer
     parameters = sum(p.numel() for p in gpt.parameters())
     sizes = ", ".join(f"{name} {b - a:,}" for name, (a, b) in data.bounds.items() if b > a)
-    steps = cli.trainer.max_steps
-    if cli.point:
-        steps -= cli.point[1][SECTION]["step"]
-    seconds = cli.seconds * steps / cli.config.trainer.max_steps
+    steps = job.trainer.max_steps - start.step
+    seconds = job.seconds * steps / flags.max_steps
     time_needed = f"about {seconds / 60:.0f} minutes" if seconds >= 90 else "about a minute or less"
     how = ", compiled" if facts["compile"] else ""
-    on_cpu = cli.accelerator == "cpu"
-    if on_cpu and facts["precision"].startswith("bf16") and not multiplies_bf16("cpu"):
+    on_cpu = facts["device"] == "cpu"
+    if on_cpu and facts["precision"].startswith("bf16") and not hardware.multiplies_bf16("cpu"):
         how += " (bfloat16 is emulated here, slowly; 32-true is faster)"
     units = "bytes" if data.unit == "byte" else "characters"
+    long = validation_is_long(job, flags.val_check_interval, flags.limit_val_batches)
     return [
-        f"corpus     {data.corpus}: {len(data.text.ids):,} {units} ({sizes})",
+        f"corpus     {data.source.corpus}: {len(data.text.ids):,} {units} ({sizes})",
         *(f"           {note}" for note in data.text.notes),
         f"alphabet   {len(data.alphabet)} {units}",
         f"network    {parameters / 1e6:.2f} M parameters: {gpt.config.n_layer} layers, "
         f"{gpt.config.n_head} heads, width {gpt.config.n_embd}, context {gpt.config.block_size}",
-        f"device     {cli.accelerator}, {facts['precision']}{how}",
+        f"device     {facts['device']}, {facts['precision']}{how}",
         f"training   {steps:,} steps of {facts['global_batch'] * facts['block_size']:,} "
         f"{units}, {time_needed}",
-        *(LONG_VALIDATION if validation_is_long(cli) else ()),
-        f"run        {cli.folder} (watch it: tensorboard --logdir {LOGS})"
-        if not cli.dev_run
+        *(LONG_VALIDATION if long else ()),
+        f"run        {request.folder} (watch it: tensorboard --logdir {LOGS})"
+        if not request.dev_run
         else "run        none: fast_dev_run leaves no trace",
     ]
 
 
-def after(cli: "FitCLI") -> list[str]:
+def finished(run: str, reason: str, start: "Start") -> list[str]:
+    """Nothing is left to train: why, and how good the run is."""
+    lines = [f"run {run} is {reason}"]
+    if start.state and (best := start.state[SECTION]["best"]):
+        lines.append(f"best val/loss {best['loss']:.4f} at step {best['step']:,}")
+    return lines
+
+
+def after(request: "FitRequest", job: "Job", seconds: float) -> list[str]:
     """The screen at the end: how good, where it is, a sample, what to type next."""
-    best = cli.checkpoints.best
-    minutes = (time.perf_counter() - cli.began) / 60
-    steps = cli.trainer.global_step
+    best, steps = job.checkpoints.best, job.trainer.global_step
     how, more = f"finished: {steps:,}", ""
-    if cli.checkpoints.stopped_early:
+    if job.checkpoints.stopped_early:
         how = f"stopped early after {steps:,}"
-    elif steps < cli.trainer.max_steps:  # by max_time, or a user's callback
-        how = f"stopped after {steps:,} of {cli.trainer.max_steps:,}"
-        more = "; the same command goes on"
-    lines = [f"run {cli.run} {how} steps, {minutes:.1f} minutes{more}", ""]
-    path = cli.folder / "checkpoints" / "best.ckpt"
+    elif steps < job.trainer.max_steps:  # by max_time, or a user's callback
+        how = f"stopped after {steps:,} of {job.trainer.max_steps:,}"
+        more = "; the same command continues"
+    lines = [f"run {request.run} {how} steps, {seconds / 60:.1f} minutes{more}", ""]
+    path = request.folder / "checkpoints" / "best.ckpt"
     if not best or not path.exists():
         return [*lines, "no validation ran, so there is no best.ckpt"]
     f = loss_metrics(best["loss"])
@@ -91,16 +95,9 @@ def after(cli: "FitCLI") -> list[str]:
         )
     trained = load(path)
     prompt = "\n" if "\n" in trained.tokenizer.ids else ""
-    (text,) = generate_text(
-        trained.gpt,
-        trained.tokenizer,
-        [prompt],
-        GenerateOptions(max_new_tokens=300),
-        seed=cli.config.seed_everything,
-        unigram=trained.unigram,
-    )
+    text = trained.generate(prompt, seed=request.config.seed_everything, max_new_tokens=300)
     example = "O God, O God!"
-    if cli.datamodule.corpus not in ("shakespeare", "tiny_shakespeare"):
+    if job.data.source.corpus not in ("shakespeare", "tiny_shakespeare"):
         example = " ".join(trained.tokenizer.whole(text).split())[:20]
     return [
         *lines,
@@ -110,7 +107,7 @@ def after(cli: "FitCLI") -> list[str]:
         "-" * 60,
         "",
         "next:",
-        f"  python main.py predict --run {cli.run} --prompt {shlex.quote(example)}",
-        f"  python main.py test --run {cli.run}",
+        f"  python main.py predict --run {request.run} --prompt {shlex.quote(example)}",
+        f"  python main.py test --run {request.run}",
         f"  tensorboard --logdir {LOGS}",
     ]

@@ -1,125 +1,58 @@
 """CharDataModule: a text, by name or path, as batches of character windows."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
 import numpy as np
-import torch
 from jsonargparse.typing import ClosedUnitInterval, PositiveInt
 from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
-from torch import Tensor
 
+from lightning_app.data.batches import EvalBatches, TrainBatches, batches_per_pass
 from lightning_app.data.encoding import EncodedText, Unit, count_ids
 from lightning_app.data.name_replacement import NameReplacer
-from lightning_app.data.splits import HoldOut, check_shares, split_text
+from lightning_app.data.splits import HoldOut, SplitText, TextSource
 from lightning_app.data.tokenizer import Tokenizer
-from lightning_app.data.windows import count_eval_windows, eval_batch, read_windows, train_starts
+from lightning_app.data.windows import TrainStream, check_window_schedule
 from lightning_app.errors import UserError
-
-Batch = tuple[Tensor, Tensor]  # idx, targets: int64 (B, T) each; target -1 is padding
-AHEAD = 4096  # window starts computed at a time: one by one would cost a millisecond a batch
-
-
-class TrainBatches:
-    """The endless stream of training batches, from where the trainer stands on.
-
-    What a step reads is decided by its number, whatever happened before; its micro-batches and
-    processes take a slice of that each. A micro-batch is batch_size * block_size characters in
-    windows of the size that the module's schedule gives it. Short ones are pieces of windows of
-    block_size: a group of as many steps as a window has pieces takes the first piece of all their
-    windows, then the second, and so on. So a step reads from many places, and an epoch still has
-    every character once.
-    """
-
-    def __init__(self, data: "CharDataModule") -> None:
-        self.data = data
-
-    def __iter__(self) -> Iterator[Batch]:
-        data, trainer = self.data, self.data.trainer
-        ids, window_size = data.split("train"), trainer.lightning_module.window_size
-        renamer = None
-        if data.rename:
-            renamer = NameReplacer(ids, data.alphabet, data.unit, data.rename, data.seed)
-        k = trainer.fit_loop.epoch_loop.batch_progress.total.processed
-        accumulate = trainer.accumulate_grad_batches
-        cycle = int(trainer.overfit_batches) if trainer.overfit_batches >= 1 else None
-        while True:
-            size = window_size(k)
-            pieces = data.block_size // size
-            length = pieces * accumulate  # micro-batches of a group
-            first = k - k % length
-            groups = max(1, AHEAD // (data.batch_size * trainer.world_size * length))
-            starts = self.starts(first, groups, length)
-            while k < first + groups * length and window_size(k) == size:
-                group, n = starts[(k - first) // length], k
-                if cycle:  # the Trainer's overfit_batches: the same few batches over and over
-                    n = k % cycle
-                    (group,) = self.starts(n - n % length, 1, length)
-                piece, part = divmod(n % length, accumulate)
-                mine = group.reshape(accumulate, trainer.world_size, -1)[part, trainer.global_rank]
-                window = read_windows(ids, mine + piece * size, size)
-                if renamer:
-                    renamer.replace(window, mine)
-                yield torch.from_numpy(window[:, :-1]), torch.from_numpy(window[:, 1:])
-                k += 1
-
-    def starts(self, first: int, groups: int, length: int) -> NDArray[np.int64]:
-        """Where the windows of block_size of groups of `length` micro-batches start, from number
-        `first` on: (groups, windows of a group), of all processes."""
-        data = self.data
-        n, global_size = len(data.split("train")), data.batch_size * data.trainer.world_size
-        starts = train_starts(data.seed, first, global_size, data.block_size, n, groups * length)
-        return starts.reshape(groups, -1)
-
-
-class EvalBatches:
-    """A stretch of the corpus in windows side by side, each character scored once.
-
-    Processes take turns; all make the same number of batches, the last ones padded.
-    """
-
-    def __init__(self, data: "CharDataModule", first: int, last: int) -> None:
-        self.data, self.first, self.last = data, first, last
-
-    def __len__(self) -> int:
-        count = count_eval_windows(self.first, self.last, self.data.eval_stride)
-        return -(-count // (self.data.batch_size * self.data.trainer.world_size))
-
-    def __iter__(self) -> Iterator[Batch]:
-        data, trainer = self.data, self.data.trainer
-        for i in range(len(self)):
-            row = (i * trainer.world_size + trainer.global_rank) * data.batch_size
-            rows = np.arange(row, row + data.batch_size)
-            idx, targets = eval_batch(
-                data.text.ids, self.first, self.last, data.block_size, data.eval_stride, rows
-            )
-            if data.ids_of is not None:
-                idx, targets = data.ids_of[idx], np.where(targets < 0, -1, data.ids_of[targets])
-            yield torch.from_numpy(idx), torch.from_numpy(targets)
+from lightning_app.lightning_internals import batches_before_epoch, batches_done
 
 
 class CharDataModule(L.LightningDataModule):
-    """Characters of a text as training, validation and test windows.
+    """Characters of a text as training, validation and test batches of (idx, targets).
+
+    Works with any LightningModule that takes such batches, and without a Trainer. With a Trainer
+    that counts epochs, an epoch is one pass over the training text, or the whole run where
+    max_steps is less. A batch is a function of the seed and its number alone, so a resumed run
+    reads the same characters as one that was never stopped.
 
     Args:
         corpus: The text: a UTF-8 file, a folder, a glob, or a name (shakespeare,
             tiny_shakespeare, text8, enwik8).
         block_size: Characters the model sees at once (its context).
-        batch_size: Windows in a batch, per process; of shorter ones (--schedule.windows) it takes
-            as many as make the same number of characters.
-        splits: Shares of the text for training, validation and test, in this order; the last may
-            be left out.
-        hold_out: Whether splits are cut between characters, or where the nearest file begins: whole
-            files of a folder or glob are then held out.
-        unit: What a text is cut into: char, or byte, which takes any file as it is; null is byte
-            for enwik8, else char.
-        rename: How often a name is replaced by an invented one while training, the same throughout
-            a window. Names are words that stand often in one fifth of the training text, and
-            nowhere else; learned by heart they are expected where other names stand.
-        data_dir: Where corpora and their encoded form are kept.
+        batch_size: Windows in a batch, per process. Of shorter windows (window_schedule), as many
+            as have the same number of characters.
+        splits: Fractions of the text for training, validation and test, in this order; the last
+            may be left out.
+        hold_out: characters: splits are cut at a character; files: at the nearest beginning of a
+            file, so that whole files of a folder or glob are held out.
+        unit: What the text is cut into: char, or byte, which reads any file as it is; null is byte
+            for enwik8 and char for all others.
+        replace_names: Probability that a name in a training window is replaced by an invented one,
+            the same throughout the window. Names are words that occur often in one fifth of the
+            training text and nowhere else; without replacement the model memorises them and
+            predicts them where other names occur.
+        window_schedule: Pairs [from, size]: from this fraction of the run on, training windows have
+            this fraction of block_size, and a batch has more of them. Short windows at first teach
+            the same for less attention, and from more places of the text.
+        data_dir: Folder of downloaded corpora and of encoded texts.
         seed: Decides the order of the windows.
+        val_gap: While fitting, score a part of the training text as long as the validation split
+            too, as a second validation dataloader (CharGPT logs the difference as val/gap).
+        alphabet: Use the ids of this alphabet (a trained network's), which must have every
+            character of the text; null is the text's own.
+        eval_stride: Characters that each evaluation window scores, at its end; null is all of them.
     """
 
     def __init__(
@@ -127,115 +60,182 @@ class CharDataModule(L.LightningDataModule):
         corpus: str = "shakespeare",
         block_size: PositiveInt = 128,
         batch_size: PositiveInt = 32,
-        splits: list[float] = (0.9, 0.05, 0.05),  # a list on the command line
+        splits: list[float] = (0.9, 0.05, 0.05),  # type: ignore[assignment]  # a list in help texts
         hold_out: HoldOut = "characters",
         unit: Unit | None = None,
-        rename: ClosedUnitInterval = 0.0,
+        replace_names: ClosedUnitInterval = 0.0,
+        window_schedule: list[list[float]] = ((0.0, 1.0),),  # type: ignore[assignment]
         data_dir: str = "data",
         seed: int = 1337,
+        val_gap: bool = False,
+        alphabet: str | None = None,
+        eval_stride: int | None = None,
     ) -> None:
         super().__init__()
-        self.corpus = corpus
-        self.block_size = block_size
-        self.batch_size = batch_size
-        self.splits = list(splits)
-        self.hold_out = hold_out
-        self.unit = unit
-        self.rename = rename
-        self.data_dir = data_dir
-        self.seed = seed
-        check_shares(self.splits)
-        self.eval_stride = block_size  # characters each evaluation window scores
-        self.text: EncodedText | None = None
-        self.ids_of: np.ndarray | None = None  # the network's id for each of the text's
+        self.source = TextSource(str(corpus), splits, hold_out, unit, str(data_dir))
+        self.block_size, self.batch_size = block_size, batch_size
+        self.replace_names, self.seed, self.val_gap = replace_names, seed, val_gap
+        self.window_schedule = [list(pair) for pair in window_schedule]
+        check_window_schedule(self.window_schedule, block_size)
+        self.eval_stride = eval_stride or block_size
+        self.given_alphabet = alphabet
+        self._split_text: SplitText | None = None
+        self._id_map: NDArray[np.int64] | None = None
+
+    # The text
 
     def prepare_data(self) -> None:
         """Build and encode the corpus (one process at a time; the others find it done)."""
         self.setup()
 
     def setup(self, stage: str | None = None) -> None:
-        if self.text is not None:
+        """Read the text. Raises UserError for one that is missing, empty or not UTF-8, or that has
+        characters which a given alphabet lacks."""
+        if self._split_text is not None:
             return
-        divided = split_text(self.corpus, self.splits, self.hold_out, self.unit, self.data_dir)
-        self.name, self.text, self.bounds = divided.found.name, divided.text, divided.bounds
-        self.unit = self.text.unit
+        split_text = self.source.read()
+        text = split_text.text
+        if self.given_alphabet not in (None, text.alphabet):
+            tokenizer = Tokenizer(self.given_alphabet, text.unit)
+            if missing := [c for c in text.alphabet if c not in tokenizer.ids]:
+                raise UserError(tokenizer.explain(missing, f"the corpus {self.source.corpus}"))
+            self._id_map = np.array([tokenizer.ids[c] for c in text.alphabet], dtype=np.int64)
+        self._split_text = split_text
 
-    def check_trainable(self) -> None:
-        """Raises UserError when the training or validation split has no room for a window."""
+    @property
+    def split_text(self) -> SplitText:
+        """The corpus, encoded, with the boundaries of its splits."""
         self.setup()
-        train = self.bounds["train"][1]
-        if train == 0:
-            raise UserError(
-                f"the train split is empty (--data.splits {self.splits}); give shares such as "
-                "[0.9, 0.05, 0.05]"
-            )
-        if train <= self.block_size:
-            raise UserError(
-                f"the corpus {self.corpus} is too short: its training split has {train:,} "
-                f"characters, and a window takes {self.block_size + 1:,}; use a longer text or a "
-                f"smaller --data.block_size"
-            )
-        self.eval_batches("val")
+        assert self._split_text is not None
+        return self._split_text
 
-    def read_as(self, alphabet: str) -> None:
-        """Use a trained network's ids, which may know more characters. Raises UserError when the
-        text has others."""
-        self.setup()
-        tokenizer = Tokenizer(alphabet, self.unit)
-        if missing := [c for c in self.text.alphabet if c not in tokenizer.ids]:
-            raise UserError(tokenizer.explain(missing, f"the corpus {self.corpus}"))
-        if alphabet != self.text.alphabet:
-            self.ids_of = np.array([tokenizer.ids[c] for c in self.text.alphabet], dtype=np.int64)
+    @property
+    def text(self) -> EncodedText:
+        return self.split_text.text
+
+    @property
+    def bounds(self) -> dict[str, tuple[int, int]]:
+        """First and one-past-last character of each split."""
+        return self.split_text.bounds
 
     @property
     def alphabet(self) -> str:
-        self.setup()
-        return self.text.alphabet
+        """The characters, sorted; a character's place is its id."""
+        return self.given_alphabet or self.text.alphabet
 
-    def split(self, name: str) -> np.ndarray:
-        first, last = self.bounds[name]
-        return self.text.ids[first:last]
+    @property
+    def unit(self) -> Unit:
+        return self.text.unit
 
-    def describe(self) -> dict[str, Any]:
+    def ids(self, split: str) -> NDArray[np.integer]:
+        """The ids of a split ("train", "val" or "test"), (n,)."""
+        ids = self.split_text.ids(split)
+        return ids if self._id_map is None else self._id_map[ids]
+
+    def counts(self) -> list[int]:
+        """How often each character occurs in the training split, (V,): the unigram model."""
+        return count_ids(self.ids("train"), len(self.alphabet)).tolist()
+
+    def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps, to find and to recognise the same data again."""
         return {
-            "corpus": self.name,
-            "splits": self.splits,
-            "hold_out": self.hold_out,
+            "corpus": self.split_text.corpus.name,
+            "splits": self.source.splits,
+            "hold_out": self.source.hold_out,
             "unit": self.unit,
             "block_size": self.block_size,
             "batch_size": self.batch_size,
-            "data_dir": self.data_dir,
+            "data_dir": self.source.data_dir,
             "fingerprint": self.text.fingerprint,
             "characters": len(self.text.ids),
+            "counts": self.counts(),
         }
 
-    def counts(self) -> list[int]:
-        """How often each character stands in the training split, (V,): the unigram model."""
-        return count_ids(self.split("train"), len(self.text.alphabet)).tolist()
+    # Batches
+
+    def check_train_split(self) -> None:
+        """Raises UserError when the training split has no room for a window."""
+        train = self.bounds["train"][1]
+        if train == 0:
+            raise UserError(
+                f"the train split is empty (--data.splits {self.source.splits}); give fractions "
+                "such as [0.9, 0.05, 0.05]"
+            )
+        if train <= self.block_size:
+            raise UserError(
+                f"the corpus {self.source.corpus} is too short: its training split has {train:,} "
+                f"characters, and a window takes {self.block_size + 1:,}; use a longer text or a "
+                "smaller --data.block_size"
+            )
 
     def train_dataloader(self) -> TrainBatches:
-        return TrainBatches(self)
+        self.check_train_split()
+        trainer = self.trainer
+        stream = TrainStream(
+            seed=self.seed,
+            characters=len(self.split_text.ids("train")),
+            block_size=self.block_size,
+            batch_size=self.batch_size,
+            accumulate=trainer.accumulate_grad_batches if trainer else 1,
+            processes=trainer.world_size if trainer else 1,
+        )
+        ids = self.ids("train")
+        replacer = None
+        if self.replace_names:
+            replacer = NameReplacer(ids, self.alphabet, self.unit, self.replace_names, self.seed)
+        length: int | None = batches_per_pass(stream)
+        if trainer is None:
+            return TrainBatches(ids, stream, 0, self.window_schedule, -1, length, replacer=replacer)
+        if trainer.check_val_every_n_epoch is None:  # it counts steps, not epochs
+            length = None
+        elif trainer.max_steps > 0:
+            rest = trainer.max_steps * stream.accumulate - batches_before_epoch(trainer)
+            length = max(1, min(length, rest))
+        return TrainBatches(
+            ids,
+            stream,
+            trainer.global_rank,
+            self.window_schedule,
+            trainer.max_steps,
+            length,
+            lambda: batches_done(trainer),
+            int(trainer.overfit_batches) if trainer.overfit_batches >= 1 else None,
+            replacer,
+        )
 
-    def val_dataloader(self) -> list[EvalBatches]:
-        """The validation split, and while fitting an equally long piece of the training split."""
-        batches = [self.eval_batches("val")]
-        if self.trainer.state.fn == TrainerFn.FITTING:
-            length = min(batches[0].last - batches[0].first, self.bounds["train"][1])
-            batches.append(EvalBatches(self, 0, length))
-        return batches
+    def val_dataloader(self) -> EvalBatches | Sequence[EvalBatches]:
+        val = self.eval_batches("val")
+        if not self.val_gap or self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+            return val
+        length = min(val.last - val.first, self.bounds["train"][1])
+        return [val, self.stretch(0, length)]
 
-    def test_dataloader(self) -> list[EvalBatches]:
-        return [self.eval_batches("test")]
+    def test_dataloader(self) -> EvalBatches:
+        return self.eval_batches("test")
 
-    def eval_batches(self, name: str) -> EvalBatches:
-        first, last = self.bounds[name]
+    def eval_batches(self, split: str) -> EvalBatches:
+        """The windows that score a split. Raises UserError for an empty one."""
+        first, last = self.bounds[split]
         if last - max(first, 1) < 1:
-            remedy = "use `validate`, or give " if name == "test" else "give "
-            what = "shares such as [0.9, 0.05, 0.05]"
-            if self.hold_out == "files":
-                what = "more files, larger shares, or --data.hold_out characters"
+            remedy = "use `validate`, or give " if split == "test" else "give "
+            what = "fractions such as [0.9, 0.05, 0.05]"
+            if self.source.hold_out == "files":
+                what = "more files, larger fractions, or --data.hold_out characters"
             raise UserError(
-                f"the {name} split is empty (--data.splits {self.splits}); {remedy}{what}"
+                f"the {split} split is empty (--data.splits {self.source.splits}); {remedy}{what}"
             )
-        return EvalBatches(self, first, last)
+        return self.stretch(first, last)
+
+    def stretch(self, first: int, last: int) -> EvalBatches:
+        """The windows that score the characters first..last-1 of the corpus."""
+        return EvalBatches(
+            self.text.ids,
+            first,
+            last,
+            self.block_size,
+            self.eval_stride,
+            self.batch_size,
+            self.trainer.global_rank if self.trainer else 0,
+            self.trainer.world_size if self.trainer else 1,
+            self._id_map,
+        )

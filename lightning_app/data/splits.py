@@ -1,10 +1,10 @@
-"""Which characters of a text train a network, and which are held out to score it."""
+"""Which text, and which of its characters train a network or are held out to score it."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,53 +20,83 @@ HoldOut = Literal["characters", "files"]
 class SplitText:
     """A corpus, encoded, and where its splits begin and end."""
 
-    found: Corpus
+    corpus: Corpus
     text: EncodedText
-    bounds: dict[str, tuple[int, int]]
+    bounds: dict[str, tuple[int, int]]  # split: first and one-past-last character
 
     def ids(self, split: str) -> np.ndarray:
+        """The ids of one split, a view of the memory-mapped array."""
         return self.text.ids[slice(*self.bounds[split])]
 
 
-def split_text(
-    corpus: str,
-    shares: Sequence[float],
-    hold_out: HoldOut = "characters",
-    unit: Unit | None = None,
-    data_dir: str = "data",
-) -> SplitText:
-    """Find a corpus, encode it and cut it; the arguments are CharDataModule's. Raises UserError."""
-    check_shares(shares)
-    found = find_corpus(corpus, Path(data_dir))
-    text = encode_files(found.files, Path(data_dir) / "cache", unit or found.unit)
-    starts = text.starts if found.snap or hold_out == "files" else None
-    return SplitText(found, text, split_bounds(len(text.ids), shares, starts))
+@dataclass(frozen=True)
+class TextSource:
+    """Which text, and how it is split.
+
+    Args:
+        corpus: The text: a UTF-8 file, a folder, a glob, or a name (shakespeare,
+            tiny_shakespeare, text8, enwik8).
+        splits: Fractions of the text for training, validation and test, in this order; the last
+            may be left out.
+        hold_out: characters: splits are cut at a character; files: at the nearest beginning of a
+            file, so that whole files of a folder or glob are held out.
+        unit: What the text is cut into: char, or byte, which reads any file as it is; null is byte
+            for enwik8 and char for all others.
+        data_dir: Folder of downloaded corpora and of encoded texts.
+    """
+
+    corpus: str = "shakespeare"
+    splits: list[float] = (0.9, 0.05, 0.05)  # type: ignore[assignment]  # a list on the command line
+    hold_out: HoldOut = "characters"
+    unit: Unit | None = None
+    data_dir: str = "data"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "splits", list(self.splits))
+        check_splits(self.splits)
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        return tuple(f.name for f in fields(cls))
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "TextSource":
+        """The source that a mapping with these (and other) names describes."""
+        return cls(**{name: values[name] for name in cls.names() if name in values})
+
+    def read(self) -> SplitText:
+        """Find the corpus, encode it and split it. Raises UserError."""
+        corpus = find_corpus(self.corpus, Path(self.data_dir))
+        text = encode_files(corpus.files, Path(self.data_dir) / "cache", self.unit or corpus.unit)
+        starts = text.starts if corpus.snap or self.hold_out == "files" else None
+        return SplitText(corpus, text, split_bounds(len(text.ids), self.splits, starts))
 
 
-def check_shares(shares: Sequence[float]) -> None:
-    """Raises UserError for what are no one to three shares that add up to 1."""
-    if not 1 <= len(shares) <= 3:
-        raise UserError(f"--data.splits is {list(shares)}; give one to three shares")
-    if min(shares) < 0:
-        raise UserError(f"--data.splits is {list(shares)}; a share cannot be negative")
-    if not abs(sum(shares) - 1) <= 1e-6:  # not a number is refused too
+def check_splits(fractions: Sequence[float]) -> None:
+    """Raises UserError unless there are one to three non-negative fractions that add up to 1."""
+    if not 1 <= len(fractions) <= 3:
+        raise UserError(f"--data.splits is {list(fractions)}; give one to three fractions")
+    if min(fractions) < 0:
+        raise UserError(f"--data.splits is {list(fractions)}; a fraction cannot be negative")
+    if not abs(sum(fractions) - 1) <= 1e-6:  # refuses nan too
         raise UserError(
-            f"--data.splits is {list(shares)}, which adds up to {sum(shares):g}; "
-            "the shares must add up to 1, like [0.9, 0.05, 0.05]"
+            f"--data.splits is {list(fractions)}, which adds up to {sum(fractions):g}; "
+            "the fractions must add up to 1, like [0.9, 0.05, 0.05]"
         )
 
 
 def split_bounds(
-    n: int, shares: Sequence[float], starts: Sequence[int] | None = None
+    n: int, fractions: Sequence[float], starts: Sequence[int] | None = None
 ) -> dict[str, tuple[int, int]]:
     """First and one-past-last character of each split of a text of n characters, side by side.
 
     With `starts`, where its files begin, boundaries move to the nearest of them (or to the end), so
     that whole files are held out.
     """
-    ends = [int(round(n * share, 6)) for share in accumulate(shares)]
+    ends = [int(round(n * fraction, 6)) for fraction in accumulate(fractions)]
     if starts is not None:
-        ends = [min((*starts, n), key=lambda start: abs(start - end)) for end in ends]
+        candidates = (*starts, n)
+        ends = [min(candidates, key=lambda start: abs(start - end)) for end in ends]
     ends = [0, *ends, n, n, n][:4]
-    ends[len(shares)] = n
+    ends[len(fractions)] = n
     return dict(zip(SPLIT_NAMES, pairwise(ends), strict=True))

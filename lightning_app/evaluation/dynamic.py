@@ -11,7 +11,7 @@ import torch
 from jsonargparse.typing import ClosedUnitInterval, PositiveFloat
 from tqdm import tqdm
 
-from lightning_app.data.datamodule import Batch
+from lightning_app.data.batches import Batch
 from lightning_app.evaluation.metrics import CharacterLoss
 from lightning_app.model.gpt import GPT, loss_per_character
 

@@ -179,7 +179,7 @@ def find_repetitions(divided: SplitText) -> tuple[Repetition, ...]:
 
 
 def inspect_text(divided: SplitText, with_yardsticks: bool = True) -> Inspection:
-    text, bounds, files = divided.text, divided.bounds, divided.found.files
+    text, bounds, files = divided.text, divided.bounds, divided.corpus.files
     ids, alphabet = text.ids, text.alphabet
     counts = count_ids(ids, len(alphabet))
     own = {name: count_ids(ids[slice(*ends)], len(alphabet)) for name, ends in bounds.items()}
@@ -205,7 +205,7 @@ def inspect_text(divided: SplitText, with_yardsticks: bool = True) -> Inspection
     if with_yardsticks and held and bounds["train"][1]:
         figures = cached_baselines(text, bounds["train"], held)
     return Inspection(
-        corpus=divided.found.name,
+        corpus=divided.corpus.name,
         files=len(files),
         bytes=sum(file.stat().st_size for file in files),
         characters=len(ids),

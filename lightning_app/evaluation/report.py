@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lightning_app.data.datamodule import Batch
+from lightning_app.data.batches import Batch
 from lightning_app.data.tokenizer import Tokenizer
 from lightning_app.errors import UserError
 from lightning_app.evaluation.overlap import WindowIndex, covered_characters, passages

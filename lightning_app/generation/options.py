@@ -1,7 +1,7 @@
 """How the next character is chosen: the options of `predict`."""
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 from jsonargparse.typing import (
     ClosedUnitInterval,
@@ -15,6 +15,7 @@ from lightning_app.errors import UserError
 from lightning_app.generation.sampling import SAMPLING_METHODS
 
 WeightFormat = Literal["float32", "bfloat16", "int8"]
+CHOICE = ("sampling", "top_k", "top_p", "min_p")  # one decision in four options
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,16 @@ class GenerateOptions:
     repetition_penalty: PositiveFloat = 1.0
     max_new_tokens: NonNegativeInt = 500
     stop: str | None = None
+
+    def updated(self, **given: Any) -> "GenerateOptions":
+        """These options with others in place of some. Choosing a sampling method drops all four
+        options of that choice, which are one decision. Raises UserError for unknown names."""
+        names = [f.name for f in fields(self)]
+        if unknown := [name for name in given if name not in names]:
+            raise UserError(f"there is no option {unknown[0]}; use one of {', '.join(names)}")
+        if any(given.get(name) is not None for name in CHOICE):
+            given = dict.fromkeys(CHOICE) | given
+        return replace(self, **given)
 
     def resolve(self) -> "GenerateOptions":
         """Fill in what is unset; raises UserError for options that contradict each other."""

@@ -8,6 +8,7 @@ them: it loads with `weights_only=True`.
 import errno
 import os
 import pickletools
+import secrets
 import shutil
 import zipfile
 from dataclasses import dataclass, fields
@@ -18,30 +19,35 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
+from lightning_app.data.splits import TextSource
 from lightning_app.data.tokenizer import Tokenizer
 from lightning_app.errors import UserError
 from lightning_app.files import atomic_write
+from lightning_app.generation.generate import generate_text
+from lightning_app.generation.options import GenerateOptions
 from lightning_app.model.gpt import GPT, GPTConfig
 
-CHECKPOINT_FORMAT = 1  # of our section; raise it when older programs could not read a file
+CHECKPOINT_FORMAT = 2  # raise it when older programs could not read a file, or would read it wrong
 SECTION = "lightning_app"
-LEGACY_DEFAULTS = {  # of files without these
+DATA = "CharDataModule"  # where Lightning keeps the datamodule's state
+RAW_WEIGHTS = "current_model_state"  # of a run with averaged weights: those that training resumes
+# from; the average is the state_dict (the layout of Lightning's WeightAveraging callback)
+LEGACY_DEFAULTS = {  # what files of format 1 without these meant
     "hold_out": "characters",
     "unit": "char",
-    "rename": 0.0,
+    "replace_names": 0.0,
+    "window_schedule": [[0.0, 1.0]],
     "data_dir": "data",
-    "generate": {},
-    "origin": None,  # what file it was started from, "" for none; not known
+    "origin": None,  # the file that the run was started from, "" for none; not known
 }
+RENAMED = {"rename": "replace_names", "figures": "metrics"}  # in our section, since format 2
 PREVIOUS_NAME = "previous.ckpt"  # the last.ckpt before the newest
 POSITIONS_LIMIT = 64 << 20  # bytes of rotary positions that a small file may ask for
-PICKLE_LIMIT = 256 << 20  # bytes; what is no tensor takes some kilobytes, an alphabet or a megabyte
-ALLOWED_GLOBALS = (
-    "collections OrderedDict",
-    "torch._utils _rebuild_tensor_v2",
-)  # by a pickle of `write_checkpoint`
+PICKLE_LIMIT = 256 << 20  # bytes; everything except tensors takes kilobytes, at most a megabyte
+ALLOWED_GLOBALS = ("collections OrderedDict", "torch._utils _rebuild_tensor_v2")
 FORBIDDEN_OPCODES = ("STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4")
-NETWORK_PREFIX = "gpt."  # what the network's weights are called inside the LightningModule
+NETWORK_PREFIX = "gpt."  # of the network's weights inside the LightningModule
+CORRUPT_ERRORS = (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError)
 
 
 def write_checkpoint(state: dict[str, Any], path: Path, previous: Path | None = None) -> None:
@@ -102,10 +108,34 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} has format {version}, newer than this program's "
             f"{CHECKPOINT_FORMAT}; update the program"
         )
-    section = state[SECTION] = LEGACY_DEFAULTS | state[SECTION]
-    if isinstance(section.get("data"), dict):
-        section["data"] = LEGACY_DEFAULTS | section["data"]
+    upgrade(state)
     return state
+
+
+def upgrade(state: dict[str, Any]) -> None:
+    """Bring a checkpoint of format 1 into today's form, in place."""
+    section = state.get(SECTION)
+    if not isinstance(section, dict) or section.get("format") != 1:
+        return
+    section["format"] = CHECKPOINT_FORMAT
+    for old, new in RENAMED.items():
+        if old in section:
+            section[new] = section.pop(old)
+    if isinstance(schedule := section.get("schedule"), dict) and "windows" in schedule:
+        section["window_schedule"] = schedule.pop("windows")
+    for name, value in LEGACY_DEFAULTS.items():
+        section.setdefault(name, value)
+    if isinstance(data := section.pop("data", None), dict):
+        state[DATA] = LEGACY_DEFAULTS | data
+    if isinstance(arguments := state.get("hyper_parameters"), dict):
+        arguments["generation"] = section.pop("generate", {})
+    average, raw = section.pop("average", None), section.pop("raw", None)
+    if average is not None and "state_dict" in state:  # missing where the strategy has loaded it
+        state[RAW_WEIGHTS] = state["state_dict"] if raw is None else raw
+        state["state_dict"] = average
+    if isinstance(callbacks := state.get("callbacks"), dict):
+        for key in [k for k in callbacks if str(k).startswith("EarlyStopping{")]:
+            callbacks.setdefault(f"StopWithoutImprovement{key[13:]}", callbacks[key])
 
 
 def check_archive(path: Path) -> None:
@@ -139,18 +169,46 @@ def check_archive(path: Path) -> None:
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A network to use, with what its checkpoint says about it."""
+    """A trained network, ready to generate, with what its checkpoint says about it."""
 
     gpt: GPT
     tokenizer: Tokenizer
-    info: dict[str, Any]  # our section: data, figures, unigram counts, ...
-    hyper_parameters: dict[str, Any]  # CharGPT's
+    info: dict[str, Any]  # our section: step, val_loss, metrics, ...
+    arguments: dict[str, Any]  # of CharGPT, those that define the network
+    data: dict[str, Any]  # CharDataModule's state; empty where another datamodule was used
+    generation: dict[str, Any]  # default options
 
     @property
-    def unigram(self) -> np.ndarray:
-        """The training text's character distribution, (V,) float64."""
+    def unigram(self) -> np.ndarray | None:
+        """The training text's distribution of characters, (V,) float64, where it is known."""
+        if self.info["counts"] is None:
+            return None
         counts = np.array(self.info["counts"], dtype=np.float64)
         return counts / counts.sum()
+
+    def source(self, **given: Any) -> TextSource:
+        """The text that the network was trained on, with what is `given` in place of some of it.
+
+        Raises UserError where the checkpoint does not say.
+        """
+        if not self.data and "corpus" not in given:
+            raise UserError("the checkpoint does not say its text; give --data.corpus")
+        return TextSource.of(self.data | {"unit": self.tokenizer.unit} | given)
+
+    def generate(self, prompt: str = "", *, seed: int | None = None, **options: Any) -> str:
+        """The prompt and what the network writes after it.
+
+        `options` are those of GenerateOptions (max_new_tokens, temperature, sampling, top_k, top_p,
+        min_p, repetition_penalty, stop), and go before those the run was trained with. The same
+        seed gives the same text; without one each call gives another. Raises UserError for
+        characters outside the alphabet.
+        """
+        chosen = GenerateOptions(**self.generation).updated(**options)
+        seed = secrets.randbelow(2**32) if seed is None else seed
+        (text,) = generate_text(
+            self.gpt, self.tokenizer, [prompt], chosen, seed, unigram=self.unigram
+        )
+        return prompt + text
 
 
 class SkipInit(TorchFunctionMode):
@@ -163,20 +221,19 @@ class SkipInit(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def load(path: Path) -> TrainedModel:
-    """The network in a checkpoint, in evaluation mode: for best.ckpt the weights that made its
-    figure, for last.ckpt the average where one is kept. Raises UserError."""
+def load(path: str | Path) -> TrainedModel:
+    """The network in a checkpoint of a run, or of a plain ModelCheckpoint, in evaluation mode.
+
+    Its weights are those that made the checkpoint's figure: the average, where one is kept. Nothing
+    in the file is run, and Lightning is not imported. Raises UserError for a file that is missing,
+    damaged or not of this program.
+    """
+    path = Path(path)
     state = read_checkpoint(path)
     try:
-        info, hyper_parameters = state[SECTION], dict(state["hyper_parameters"])
-        alphabet = hyper_parameters["alphabet"]
-        if not isinstance(alphabet, str):
-            raise ValueError("the alphabet is no text")
-        config = network_config(hyper_parameters)
-        weights = {
-            name.removeprefix(NETWORK_PREFIX): weight
-            for name, weight in (info.get("average") or state["state_dict"]).items()
-        }
+        arguments = network_arguments(state)
+        config = network_config(arguments)
+        weights = {n.removeprefix(NETWORK_PREFIX): w for n, w in state["state_dict"].items()}
         positions = config.block_size * config.head_dim * 4
         if config.n_layer > len(weights) or positions > max(POSITIONS_LIMIT, path.stat().st_size):
             raise ValueError("sizes beyond what the file holds")
@@ -189,28 +246,41 @@ def load(path: Path) -> TrainedModel:
             raise ValueError("weights beyond what the file holds")
         if not all(torch.isfinite(weight).all() for weight in weights.values()):
             raise ValueError("weights are not finite")
-        if len(info["counts"]) != len(alphabet):
+        data, info = state.get(DATA) or {}, state[SECTION]
+        info.setdefault("counts", None)
+        if info["counts"] is None:
+            info["counts"] = data.get("counts")
+        if info["counts"] is not None and len(info["counts"]) != config.vocab_size:
             raise ValueError("counts and alphabet do not match")
-        if not isinstance(info["generate"], dict):
-            raise ValueError("its options for writing are none")
+        generation = state["hyper_parameters"].get("generation") or {}
+        if not isinstance(generation, dict):
+            raise ValueError("its options of generation are not a mapping")
         gpt = GPT(config)
         gpt.load_state_dict(weights)
-        tokenizer = Tokenizer(alphabet, info["unit"])
-    except (
-        *(KeyError, TypeError, ValueError, AttributeError, AssertionError, RuntimeError),
-        UserError,
-    ) as error:
+        tokenizer = Tokenizer(arguments["alphabet"], arguments["unit"])
+    except (*CORRUPT_ERRORS, AssertionError, UserError) as error:
         first = str(error).split("\n")[0][:120]
         raise UserError(f"{path} is damaged: {first}; use another checkpoint of the run") from None
-    return TrainedModel(gpt.eval(), tokenizer, info, hyper_parameters)
+    return TrainedModel(gpt.eval(), tokenizer, info, arguments, data, generation)
 
 
-def network_config(hyper_parameters: dict[str, Any]) -> GPTConfig:
-    """The network's sizes from CharGPT's hyperparameters; numbers only, whatever the file holds."""
-    sizes = {f.name: hyper_parameters[f.name] for f in fields(GPTConfig) if f.name != "vocab_size"}
+def network_arguments(state: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of CharGPT that define the network, whatever else the file holds.
+
+    Raises an error of CORRUPT_ERRORS where they are missing or of another type.
+    """
+    given, section = state["hyper_parameters"], state[SECTION]
+    sizes = {f.name: given[f.name] for f in fields(GPTConfig) if f.name != "vocab_size"}
     if not all(value is None or isinstance(value, (int, float)) for value in sizes.values()):
         raise ValueError("a size is not a number")
-    return GPTConfig(vocab_size=len(hyper_parameters["alphabet"]), **sizes)
+    if not isinstance(given["alphabet"], str):
+        raise ValueError("the alphabet is not a text")
+    return {"alphabet": given["alphabet"], "unit": given.get("unit") or section["unit"], **sizes}
+
+
+def network_config(arguments: dict[str, Any]) -> GPTConfig:
+    sizes = {k: v for k, v in arguments.items() if k not in ("alphabet", "unit")}
+    return GPTConfig(vocab_size=len(arguments["alphabet"]), **sizes)
 
 
 def checkpoint_summary(info: dict[str, Any]) -> str:

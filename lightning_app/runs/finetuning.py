@@ -1,35 +1,41 @@
-"""--init_from: a new run that starts from another one's weights, for another text."""
+"""--init_from: a new run that starts from another run's weights, for another text."""
 
 from typing import Any
 
+from lightning_app.data.tokenizer import Tokenizer
+from lightning_app.model.gpt import GPT
 from lightning_app.runs.checkpoint import TrainedModel
-from lightning_app.training.module import CharGPT
 
 
-def take_network(model: Any, hyper_parameters: dict[str, Any]) -> list[str]:
-    """Set the `model:` options to another network's, but for dropout and block_size. Returns lines
-    to say."""
+def take_network(options: Any, arguments: dict[str, Any]) -> list[str]:
+    """Set the `model:` options to another network's, except dropout and block_size.
+
+    Returns lines that say what was changed.
+    """
     lines = []
-    for name, value in hyper_parameters.items():
-        if name not in ("alphabet", "block_size", "dropout") and model[name] != value:
-            model[name] = value
-            lines.append(f"--init_from: model.{name} is {value}")
+    for name, value in arguments.items():
+        if name in ("alphabet", "unit", "block_size", "dropout") or options[name] == value:
+            continue
+        options[name] = value
+        lines.append(f"--init_from: model.{name} is {value}")
     return lines
 
 
-def inherit(model: CharGPT, source: TrainedModel) -> list[str]:
-    """Copy the weights of `source`; a character's rows of embedding and head go to its new place,
-    new characters keep their initial ones. Returns lines to say."""
-    old, new = source.tokenizer.ids, model.tokenizer.ids
+def inherit(gpt: GPT, tokenizer: Tokenizer, source: TrainedModel) -> list[str]:
+    """Copy the weights of `source` into `gpt`, whose alphabet is the tokenizer's.
+
+    A character's rows of embedding and head go to its new place; characters that the source does
+    not know keep their initial rows. Returns lines that say what was kept, new and dropped.
+    """
+    old, new = source.tokenizer.ids, tokenizer.ids
     shared = [c for c in new if c in old]
-    to, of = ([ids[c] for c in shared] for ids in (new, old))
-    weights = source.gpt.state_dict()
-    mine = model.gpt.state_dict()
+    to_rows, from_rows = ([ids[c] for c in shared] for ids in (new, old))
+    weights, initial = source.gpt.state_dict(), gpt.state_dict()
     for name in ("embedding.weight", "lm_head.weight"):
-        rows = mine[name].clone()
-        rows[to] = weights[name][of]
+        rows = initial[name].clone()
+        rows[to_rows] = weights[name][from_rows]
         weights[name] = rows
-    model.gpt.load_state_dict(weights)
+    gpt.load_state_dict(weights)
     lines = [f"--init_from: {len(shared)} of {len(new)} characters known"]
     if added := [c for c in new if c not in old]:
         lines.append(f"  new characters, to be learned: {''.join(added)!r}")

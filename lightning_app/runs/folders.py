@@ -1,17 +1,15 @@
-"""Runs and configs on disk: names, folders, locks, and which checkpoint a command means."""
+"""Run folders: names, locks, and which checkpoint a command means."""
 
 import difflib
 import os
 import re
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from lightning_app.errors import UserError
 from lightning_app.files import lock_file
-from lightning_app.runs.checkpoint import PREVIOUS_NAME, read_checkpoint
 
 LOGS = Path("logs")
 
@@ -87,27 +85,3 @@ def set_aside(run: str) -> Path | None:
         aside, n = LOGS / f"{run}.{stamp}.{n}", n + 1
     os.replace(folder, aside)
     return aside
-
-
-def resume_point(run: str) -> tuple[Path, dict[str, Any], str | None] | None:
-    """The file to resume a run from, its contents, and a line to say when it is not last.ckpt.
-
-    None for a run without checkpoints. Raises UserError when none of them can be read.
-    """
-    folder = LOGS / run / "checkpoints"
-    problem = None
-    for name in ("last.ckpt", PREVIOUS_NAME, "best.ckpt"):
-        path = folder / name
-        if not path.exists():
-            continue
-        try:
-            state = read_checkpoint(path)
-        except UserError as error:
-            problem = problem or error
-            continue
-        if name == "last.ckpt":
-            return path, state, None
-        return path, state, f"{problem or f'{folder}/last.ckpt is missing'}; going on from {path}"
-    if problem:
-        raise UserError(f"{problem}; --fresh true moves run {run} aside and starts anew")
-    return None

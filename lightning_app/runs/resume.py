@@ -1,22 +1,30 @@
-"""May a run go on? What it was trained with, against what is asked for now.
+"""May a run be resumed, and from which checkpoint? What it was trained with, against what is asked.
 
-Facts are what a checkpoint says about its run (see `Checkpoints`); the comparison is a pure
+Facts are what a checkpoint says about its run (see `RunCheckpoints`); the comparison is a pure
 function of two of them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_app.errors import UserError
+from lightning_app.lightning_internals import processed_batches
 from lightning_app.model.gpt import GPT
-from lightning_app.runs.checkpoint import NETWORK_PREFIX, SECTION
-from lightning_app.training.optimizer import OptimOptions, parameter_groups
+from lightning_app.runs.checkpoint import (
+    NETWORK_PREFIX,
+    PREVIOUS_NAME,
+    RAW_WEIGHTS,
+    SECTION,
+    read_checkpoint,
+)
+from lightning_app.runs.folders import LOGS, find_checkpoint
 
-# Another network, other data or another path through them: not the same run any more.
+# Another network, other data or another order of it: another run.
 MUST_MATCH = (
     ("network", "model"),
     ("alphabet", "alphabet"),
@@ -28,10 +36,11 @@ MUST_MATCH = (
     ("global_batch", "data.batch_size x accumulation x processes"),
     ("optimizer", "optim.name"),
     ("schedule", "schedule"),
+    ("window_schedule", "data.window_schedule"),
 )
-# Applied to a run that goes on.
-MAY_CHANGE = ("max_steps", "rename", "dropout", "optim", "patience", "intervals", "logger")
-# The run goes on, but not bit for bit as it would have.
+# Applied to a resumed run.
+MAY_CHANGE = ("max_steps", "replace_names", "dropout", "optim", "patience", "intervals", "logger")
+# The run is resumed, but not bit for bit as it would have continued.
 INEXACT = ("device", "precision", "torch", "threads", "compile", "processes", "accumulate")
 
 
@@ -85,23 +94,25 @@ def refusal(run: str, lines: list[str]) -> UserError:
     )
 
 
-def check_state(state: dict[str, Any], gpt: GPT, optim: OptimOptions) -> None:
-    """Raises ValueError, or what missing parts raise, unless the tensors of a checkpoint are those
-    that training this network goes on from: of its shapes, and finite."""
+def check_state(state: dict[str, Any], gpt: GPT, parameters: Sequence[Tensor]) -> None:
+    """Raises ValueError, or what missing parts raise (CORRUPT_ERRORS), unless the tensors of a
+    checkpoint are finite, and of the shapes that training this network resumes from.
+
+    `parameters` are the optimizer's, in the order of its groups.
+    """
     section = state[SECTION]
     expected = {NETWORK_PREFIX + name: w.shape for name, w in gpt.state_dict().items()}
-    for weights in (state["state_dict"], section.get("raw"), section.get("average")):
+    for weights in (state["state_dict"], state.get(RAW_WEIGHTS)):
         if weights is not None:
             if {name: w.shape for name, w in weights.items()} != expected:
                 raise ValueError("its weights are another network's")
             check_finite(weights.values())
-    total = state["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"]
-    if not state["global_step"] == section["step"] == total / section["accumulate"]:
+    steps = processed_batches(state) / section["accumulate"]
+    if not state["global_step"] == section["step"] == steps:
         raise ValueError("its parts disagree about the step")
     if section["best"] and not section["best"]["loss"] >= 0:
-        raise ValueError("its best loss is no loss")
+        raise ValueError("its best loss is negative or not a number")
     (optimizer,) = state["optimizer_states"]
-    parameters = [p for group in parameter_groups(gpt, optim) for p in group["params"]]
     ids = [i for group in optimizer["param_groups"] for i in group["params"]]  # sharded: reordered
     if not sorted(ids) == sorted(optimizer["state"]) == list(range(len(parameters))):
         raise ValueError("its optimizer has other parameters")
@@ -117,17 +128,83 @@ def check_finite(tensors: Iterable[Tensor]) -> None:
         raise ValueError("it holds numbers that are not finite")
 
 
+@dataclass(frozen=True)
+class Start:
+    """Where a run starts from: a checkpoint to resume from, or none."""
+
+    path: Path | None = None
+    state: dict[str, Any] | None = None  # the checkpoint's contents
+    note: str | None = None  # why it is not last.ckpt
+    origin: str | None = ""  # the file given when the run was begun; "" none, None not known
+
+    @property
+    def step(self) -> int:
+        return self.state[SECTION]["step"] if self.state else 0
+
+
+def find_start(
+    run: str, ckpt_path: str | None, init_from: str | None, fresh: bool, dev_run: bool
+) -> Start:
+    """Decide which checkpoint `fit` resumes from: the file of --ckpt_path, or the run's own.
+
+    Raises UserError where another file is given to a run that has checkpoints of its own, and where
+    these cannot be read.
+    """
+    if ckpt_path and (fresh or init_from):
+        other = "--fresh" if fresh else "--init_from"
+        raise UserError(f"{other} and --ckpt_path contradict each other; leave one out")
+    given = ckpt_path or init_from or ""
+    path = find_checkpoint(ckpt_path, run) if ckpt_path else None
+    if path and path.resolve().is_relative_to((LOGS / run).resolve()):  # the run's own
+        state = read_checkpoint(path)
+        return Start(path, state, origin=state[SECTION]["origin"])
+    found = None if fresh or dev_run else resume_point(run)
+    if found:
+        origin = found[1][SECTION]["origin"]
+        if given and origin not in (given, None):
+            raise UserError(
+                f"run {run} has checkpoints of its own and was not started from {given}; "
+                "start another run with --run OTHER, or move this one aside with --fresh true"
+            )
+        return Start(*found, origin=origin)
+    return Start(path, read_checkpoint(path) if path else None, origin=given)
+
+
+def resume_point(run: str) -> tuple[Path, dict[str, Any], str | None] | None:
+    """The file to resume a run from, its contents, and a line to say when it is not last.ckpt.
+
+    None for a run without checkpoints. Raises UserError when none of them can be read.
+    """
+    folder = LOGS / run / "checkpoints"
+    problem = None
+    for name in ("last.ckpt", PREVIOUS_NAME, "best.ckpt"):
+        path = folder / name
+        if not path.exists():
+            continue
+        try:
+            state = read_checkpoint(path)
+        except UserError as error:
+            problem = problem or error
+            continue
+        if name == "last.ckpt":
+            return path, state, None
+        return path, state, f"{problem or f'{folder}/last.ckpt is missing'}; resuming from {path}"
+    if problem:
+        raise UserError(f"{problem}; --fresh true moves run {run} aside and starts anew")
+    return None
+
+
 def is_finished(old: dict[str, Any], new: dict[str, Any]) -> str | None:
-    """Why there is nothing left to train, and how to go on; None when there is."""
+    """Why there is nothing left to train, and how to continue; None when there is."""
     step, patience = old["step"], new["patience"]
     if new["max_steps"] <= step:
         return (
             f"finished: {step:,} steps of {new['max_steps']:,}; "
-            f"to go on: --trainer.max_steps {step + max(1, step // 2)}"
+            f"to continue: --trainer.max_steps {step + max(1, step // 2)}"
         )
     if old["stopped_early"] and patience is not None and patience <= (old["patience"] or 0):
         return (
             f"stopped early at step {step:,}: no better val/loss for {old['patience']} "
-            f"validations; to go on: --early_stopping_patience {2 * old['patience']}"
+            f"validations; to continue: --early_stopping_patience {2 * old['patience']}"
         )
     return None

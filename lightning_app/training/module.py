@@ -1,45 +1,82 @@
-"""CharGPT, the LightningModule: one step for training, validation and test around the network."""
+"""CharGPT, the LightningModule: the network, how it is trained, validated and used to generate."""
+
+import math
+import secrets
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from typing import Any, TypeVar
 
 import lightning as L
+import numpy as np
 import torch
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule
 
-from lightning_app.data.datamodule import Batch
+from lightning_app.data.batches import Batch
+from lightning_app.data.encoding import Unit
 from lightning_app.data.tokenizer import Tokenizer
 from lightning_app.data.windows import random_keys
 from lightning_app.errors import UserError
 from lightning_app.evaluation.metrics import CharacterLoss, loss_metrics
 from lightning_app.generation.generate import generate_text
 from lightning_app.generation.options import GenerateOptions
+from lightning_app.lightning_internals import batches_done
 from lightning_app.model.gpt import GPT, GPTConfig, loss_per_character
-from lightning_app.runs.checkpoint import SECTION
+from lightning_app.runs.checkpoint import (
+    CHECKPOINT_FORMAT,
+    NETWORK_PREFIX,
+    RAW_WEIGHTS,
+    SECTION,
+    upgrade,
+)
 from lightning_app.training.compile import set_up_compiler
 from lightning_app.training.microbatch import MicrobatchedLoss, rows_per_microbatch
 from lightning_app.training.optimizer import MuonAdamW, OptimOptions, parameter_groups
-from lightning_app.training.schedules import ScheduleOptions, set_rates, window_size
+from lightning_app.training.schedules import ScheduleOptions, set_rates
+from lightning_app.training.sharding import copy_weights, gather, shard, shard_like
+from lightning_app.training.throughput import Throughput
+from lightning_app.training.weight_average import WeightAverage
+
+Options = TypeVar("Options", OptimOptions, ScheduleOptions, GenerateOptions)
+
+
+def as_options(kind: type[Options], given: Options | dict[str, Any] | None) -> Options:
+    """Options as an object; a checkpoint keeps them as a dict."""
+    return given if isinstance(given, kind) else kind(**(given or {}))
 
 
 class CharGPT(L.LightningModule):
-    """A character-level GPT: the network and how it learns.
+    """A character-level GPT that trains on batches of (idx, targets): int64 ids (B, T) each.
 
-    Its arguments define the network alone, and are saved with it; how to train and to write are the
-    attributes `optim`, `schedule`, `generate` and `compile_network`.
+    Targets are the ids that follow; -1 is not scored. A second validation dataloader is a sample of
+    the training text: the difference of the two losses is logged as val/gap. The options of
+    training and generation have defaults; the arguments that follow the alphabet define the
+    network. Raises UserError for sizes that cannot be built.
 
     Args:
         alphabet: The characters, sorted; a character's place is its id.
         block_size: Characters the network sees at once (its context).
-        n_layer: Blocks.
+        n_layer: Number of blocks.
         n_head: Attention heads in a block.
         n_embd: Width of the network; a multiple of twice n_head.
         n_kv_head: Key/value heads, each shared by n_head / n_kv_head query heads; null is n_head.
         mlp_size: Hidden width of the MLP; null is 8/3 n_embd.
-        dropout: Share of the embedding's and each branch's outputs dropped in training.
+        dropout: Fraction of the embedding's and each branch's outputs that is dropped in training.
         tie_embeddings: Use one matrix for embedding and logits.
         rope_theta: Base of the rotary positions. The usual 10,000 is made for contexts of
-            thousands; in one of 256 it leaves most pairs of dimensions standing still.
+            thousands of characters; in one of 256, most dimensions would hardly rotate.
+        unit: char, or byte for an alphabet of bytes.
+        counts: How often each character occurs in the training text; a text without a prompt
+            starts with a draw from this distribution. Null: with any character alike.
+        optim: How the optimizer changes weights.
+        schedule: How learning rates change over the run.
+        generation: Default options of `generate` and `predict_step`.
+        seed: Decides dropout, and the texts of `predict_step`.
+        num_samples: Texts for each prompt in `predict_step`.
+        compile_network: Compile the network and the optimizer when training starts.
+        gpt: An existing network of these sizes, instead of a new one.
     """
 
     def __init__(
@@ -54,41 +91,48 @@ class CharGPT(L.LightningModule):
         dropout: NonNegativeFloat = 0.0,
         tie_embeddings: bool = False,
         rope_theta: PositiveFloat = 500.0,
+        unit: Unit = "char",
+        counts: list[int] | None = None,
+        optim: OptimOptions | dict[str, Any] | None = None,
+        schedule: ScheduleOptions | dict[str, Any] | None = None,
+        generation: GenerateOptions | dict[str, Any] | None = None,
+        seed: int = 1337,
+        num_samples: int = 1,
+        compile_network: bool = False,
+        gpt: GPT | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(logger=False)
-        config = {k: v for k, v in self.hparams.items() if k != "alphabet"}
-        self.gpt = GPT(GPTConfig(vocab_size=len(alphabet), **config))
-        self.tokenizer = Tokenizer(alphabet)
-        self.optim = OptimOptions()
-        self.schedule = ScheduleOptions()
-        self.generate = GenerateOptions()
-        self.generate_seed, self.num_samples = 0, 1
-        self.compile_network = False
-        self.unigram = None  # the training text's character distribution, for empty prompts
+        self.optim = as_options(OptimOptions, optim)
+        self.schedule = as_options(ScheduleOptions, schedule)
+        self.generation = as_options(GenerateOptions, generation)
+        own = ["optim", "schedule", "generation", "num_samples", "compile_network", "gpt"]
+        self.save_hyperparameters(ignore=own, logger=False)
+        # A checkpoint holds plain values: it is read with weights_only=True.
+        self.hparams.update({name: asdict(getattr(self, name)) for name in own[:3]})
+        sizes = {f.name: self.hparams[f.name] for f in fields(GPTConfig) if f.name in self.hparams}
+        config = GPTConfig(vocab_size=len(alphabet), **sizes)
+        self.gpt = GPT(config) if gpt is None else gpt
+        self.tokenizer = Tokenizer(alphabet, unit)
+        self.num_samples, self.compile_network = num_samples, compile_network
+        self.average = WeightAverage(self.gpt, self.optim.average_decay)
         self.train_loss = CharacterLoss()  # since the last time it was logged
         self.eval_loss = CharacterLoss()
-        self.train_piece_loss = CharacterLoss()
+        self.train_sample_loss = CharacterLoss()
+        self.throughput = Throughput()
+        self.last_loss: Tensor | None = None  # of the last micro-batch
         self.gradient_norm: Tensor | None = None
-        self.figures: dict[str, float] = {}  # of the last validation or test
+        self.eval_metrics: dict[str, float] = {}  # of the last validation or test
 
-    def on_load_checkpoint(self, checkpoint: dict) -> None:
-        """A file whose weights are the average keeps the raw ones, which training goes on from."""
-        if "raw" not in checkpoint[SECTION]:
-            return
-        if self.device_mesh is not None:  # the strategy has read the average already
-            raise UserError("best.ckpt holds averaged weights; sharded, resume from last.ckpt")
-        checkpoint["state_dict"] = checkpoint[SECTION]["raw"]
+    def forward(self, idx: Tensor) -> Tensor:
+        """Logits (B, T, V) of the character after each of `idx` (B, T)."""
+        return self.gpt(idx)
 
     # Training
 
     def configure_model(self) -> None:
-        """ModelParallelStrategy: each process keeps its share of every block (FSDP2)."""
-        if self.device_mesh is None or isinstance(self.gpt, FSDPModule):
-            return
-        mesh = self.device_mesh["data_parallel"]
-        for part in (*self.gpt.blocks, self.gpt):
-            fully_shard(part, mesh=mesh, reshard_after_forward=True)
+        """For ModelParallelStrategy: each process keeps its part of every block (FSDP2)."""
+        if self.device_mesh is not None and not isinstance(self.gpt, FSDPModule):
+            shard(self.gpt, self.device_mesh["data_parallel"])
 
     def setup(self, stage: str) -> None:
         if self.compile_network and stage == "fit":
@@ -99,111 +143,313 @@ class CharGPT(L.LightningModule):
         return MuonAdamW(parameter_groups(self.gpt, self.optim), self.compile_network)
 
     def on_train_start(self) -> None:
-        """Today's options hold, also for an optimizer restored from a checkpoint."""
+        """The module's options hold, also for an optimizer restored from a checkpoint; and the
+        metrics of the last validation are known to callbacks until the next one."""
+        self.average.use(False)
+        metrics = {name: torch.tensor(value) for name, value in self.eval_metrics.items()}
+        self.trainer.callback_metrics.update(metrics)
         groups = self.trainer.optimizers[0].param_groups
         for group, fresh in zip(groups, parameter_groups(self.gpt, self.optim), strict=True):
             group.update({k: v for k, v in fresh.items() if k != "params"})
 
-    def window_size(self, batch: int) -> int:
-        """How many characters the windows of micro-batch number `batch` have."""
-        step = batch // self.trainer.accumulate_grad_batches
-        return window_size(step, self.trainer.max_steps, self.hparams.block_size, self.schedule)
+    @property
+    def max_steps(self) -> int:
+        """Optimizer steps of the run, -1 where the Trainer does not know."""
+        trainer = self.trainer
+        if trainer.max_steps > 0:
+            return trainer.max_steps
+        steps = trainer.estimated_stepping_batches  # from max_epochs and the dataloader's length
+        return int(steps) if math.isfinite(steps) else -1
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Everything random in a step comes from (seed, batch, process), so it can be repeated."""
-        loop = self.trainer.fit_loop.epoch_loop
-        k = loop.batch_progress.total.processed
-        seed = int(random_keys(self.trainer.datamodule.seed, k, self.trainer.global_rank)[0] >> 1)
+        """Everything random in a step follows from (seed, micro-batch, process), so that a resumed
+        run repeats it."""
+        k = batches_done(self.trainer)
+        seed = int(random_keys(self.hparams["seed"], k, self.trainer.global_rank)[0] >> 1)
         torch.default_generator.manual_seed(seed)
         if self.device.type != "cpu":
             getattr(torch, self.device.type).manual_seed(seed)
         groups = self.trainer.optimizers[0].param_groups
-        set_rates(groups, self.global_step, self.trainer.max_steps, self.schedule)
+        set_rates(groups, self.global_step, self.max_steps, self.schedule)
+        self.throughput.start()
+        self.throughput.add(batch[0].numel() * self.trainer.world_size)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         idx, targets = batch
+        self.check_batch(idx, targets, batch_idx)
         rows = rows_per_microbatch(*idx.shape)
-        whole = rows == len(idx) or self.device.type != "cpu"
-        whole |= self.device_mesh is not None  # FSDP2 sums gradients in hooks of its own
-        if whole:
+        undivided = rows == len(idx) or self.device.type != "cpu"
+        undivided |= self.device_mesh is not None  # FSDP2 sums gradients in hooks of its own
+        if undivided:
             losses = self.losses(idx, targets)
             mean = losses.mean()
         else:
-            mean, losses = MicrobatchedLoss.apply(
-                self.losses, idx, targets, rows, *self.gpt.parameters()
-            )
+            weights = self.gpt.parameters()
+            mean, losses = MicrobatchedLoss.apply(self.losses, idx, targets, rows, *weights)
         self.train_loss.update(losses, targets)
+        self.last_loss = mean.detach()
         return mean
 
     def losses(self, idx: Tensor, targets: Tensor) -> Tensor:
         """The shared step: nats of each character, (B * T,)."""
         return loss_per_character(self.gpt(idx), targets)
 
-    def logs(self, step: int) -> bool:
-        """Whether training is logged after so many steps."""
-        return step % self.trainer.log_every_n_steps == 0 or step >= self.trainer.max_steps
+    def check_batch(self, idx: Tensor, targets: Tensor, batch_idx: int) -> None:
+        """Raises UserError for a batch that the network cannot read. On an accelerator only the
+        first batch's ids are looked at: each look would wait for it."""
+        if idx.ndim != 2 or idx.shape != targets.shape:
+            raise UserError(
+                f"a batch has idx {tuple(idx.shape)} and targets {tuple(targets.shape)}; both must "
+                "be (rows, characters)"
+            )
+        block_size, size = self.gpt.config.block_size, len(self.tokenizer)
+        if idx.size(1) > block_size:
+            raise UserError(
+                f"a batch has windows of {idx.size(1):,} characters, more than the network's "
+                f"block_size {block_size:,}"
+            )
+        if self.device.type == "cpu" or batch_idx == 0:
+            lowest, highest = int(idx.min()), max(int(idx.max()), int(targets.max()))
+            if highest >= size or lowest < 0:
+                raise UserError(
+                    f"a batch has the id {highest if highest >= size else lowest}, but the "
+                    f"alphabet has {size:,} characters, with ids from 0 to {size - 1:,}"
+                )
 
     def configure_gradient_clipping(
-        self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip as the Trainer's flags say, and keep the norm from before it for the log."""
         parameters = [p for p in self.parameters() if p.grad is not None]
+        gradients = [p.grad for p in parameters if p.grad is not None]
         if gradient_clip_algorithm == "value" and gradient_clip_val:
-            self.gradient_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+            self.gradient_norm = torch.nn.utils.get_total_norm(gradients)
             torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val)
         elif gradient_clip_val:
             self.gradient_norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
-        elif self.logs(self.global_step + 1):
-            self.gradient_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        elif self.is_log_step(self.global_step + 1):
+            self.gradient_norm = torch.nn.utils.get_total_norm(gradients)
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Any,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """A step, then what belongs to it: the weight average and the log."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        step = self.global_step + 1  # counted when this returns
+        if self.optim.average_decay:
+            self.average.update(step)
+        log = self.is_log_step(step)
+        if log or self.device.type == "cpu":  # elsewhere looking costs a synchronisation
+            self.check_finite(step)
+        if log:
+            self.log_training(step)
+
+    def is_log_step(self, step: int) -> bool:
+        """Whether training is logged after so many steps."""
+        last = 0 < self.trainer.max_steps <= step
+        return last or (step > 0 and step % self.trainer.log_every_n_steps == 0)
+
+    def check_finite(self, step: int) -> None:
+        """Raises UserError when the last loss is not a finite number."""
+        if self.last_loss is None or math.isfinite(value := float(self.last_loss)):
+            return
+        groups = self.trainer.optimizers[0].param_groups
+        rates = ", ".join(f"{g['name']} {g['peak_lr']:g}" for g in groups)
+        clip = "" if self.trainer.gradient_clip_val else " or set --trainer.gradient_clip_val 1"
+        raise UserError(
+            f"the loss is {value} at step {step:,}: training diverged; lower "
+            f"--optim.learning_rate and --optim.muon_learning_rate (now {rates}){clip}; "
+            "the checkpoints saved before this step are kept"
+        )
+
+    def log_training(self, step: int) -> None:
+        """Log the mean loss of all characters since the last time, exactly, and what goes with it:
+        to callbacks and to the loggers, at the number of steps taken."""
+        loss = float(self.train_loss.compute())
+        self.train_loss.reset()
+        values = {f"train/{name}": value for name, value in loss_metrics(loss).items()}
+        values["train/characters_per_second"] = self.throughput.characters_per_second()
+        if self.gradient_norm is not None:
+            values["train/gradient_norm"] = float(gather(self.gradient_norm))
+        for group in self.trainer.optimizers[0].param_groups:
+            values[f"train/learning_rate/{group['name']}"] = group["lr"]
+        self.log_at_step(values, step)
+
+    def log_at_step(self, values: dict[str, float], step: int) -> None:
+        """Log with the number of optimizer steps taken. (`self.log` would give the loggers the
+        number of the step before.)"""
+        metrics = {name: torch.tensor(value) for name, value in values.items()}
+        self.trainer.callback_metrics.update(metrics)
+        for logger in self.trainer.loggers:
+            logger.log_metrics(values, step=step)
 
     # Evaluation
 
+    def on_validation_start(self) -> None:
+        self.throughput.pause()
+        self.average.use(True)
+
     def on_validation_epoch_start(self) -> None:
         self.eval_loss.reset()
-        self.train_piece_loss.reset()
+        self.train_sample_loss.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        metric = self.train_piece_loss if dataloader_idx else self.eval_loss
+        self.check_batch(*batch, batch_idx)
+        metric = self.train_sample_loss if dataloader_idx else self.eval_loss
         metric.update(self.losses(*batch), batch[1])
 
     def on_validation_epoch_end(self) -> None:
         loss = float(self.eval_loss.compute())
         values = {f"val/{name}": value for name, value in loss_metrics(loss).items()}
-        if self.train_piece_loss.count:
-            values["val/gap"] = loss - float(self.train_piece_loss.compute())
-        self.report(values)
+        if self.train_sample_loss.count:
+            values["val/gap"] = loss - float(self.train_sample_loss.compute())
+        self.log_evaluation(values)
+
+    def on_validation_end(self) -> None:
+        self.average.use(False)
+
+    def on_test_start(self) -> None:
+        self.average.use(True)
 
     def on_test_epoch_start(self) -> None:
         self.eval_loss.reset()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self.check_batch(*batch, batch_idx)
         self.eval_loss.update(self.losses(*batch), batch[1])
 
     def on_test_epoch_end(self) -> None:
         loss = float(self.eval_loss.compute())
-        self.report({f"test/{name}": value for name, value in loss_metrics(loss).items()})
+        self.log_evaluation({f"test/{name}": value for name, value in loss_metrics(loss).items()})
 
-    def report(self, values: dict[str, float]) -> None:
-        """To callbacks by Lightning's way; to the loggers with the number of steps taken."""
-        self.figures = values
-        self.log_dict({k: torch.tensor(v) for k, v in values.items()}, logger=False)
-        if self.trainer.state.fn == TrainerFn.FITTING:
-            for logger in self.trainer.loggers:
-                logger.log_metrics(values, step=self.global_step)
+    def on_test_end(self) -> None:
+        self.average.use(False)
 
-    # Writing
+    def log_evaluation(self, values: dict[str, float]) -> None:
+        """Log to callbacks, and to the loggers at the number of steps taken, but not what the
+        sanity check made of a few batches."""
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        tensors = {k: torch.tensor(v) for k, v in values.items()}
+        self.log_dict(tensors, logger=not fitting, prog_bar=True)
+        if self.trainer.sanity_checking:
+            return
+        self.eval_metrics = values
+        if fitting:
+            self.log_at_step(values, self.global_step)
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what `lightning_app.load` needs; with an average, it is the state_dict, and the raw
+        weights are kept apart."""
+        checkpoint.setdefault(SECTION, {}).update(
+            format=CHECKPOINT_FORMAT,
+            step=self.global_step,
+            unit=self.hparams["unit"],
+            counts=self.hparams["counts"],
+            val_loss=self.eval_metrics.get("val/loss"),
+            metrics=self.eval_metrics,
+            # a resumed run logs the same means
+            train_loss=[float(self.train_loss.total), int(self.train_loss.count)],
+        )
+        if self.average.other:
+            of = dict(zip(map(id, self.gpt.parameters()), self.average.other, strict=True))
+            weights = self.gpt.state_dict(keep_vars=True)  # has tied matrices twice
+            other = {NETWORK_PREFIX + name: gather(of[id(p)]) for name, p in weights.items()}
+            if self.average.swapped:
+                checkpoint[RAW_WEIGHTS] = other
+            else:
+                checkpoint[RAW_WEIGHTS], checkpoint["state_dict"] = checkpoint["state_dict"], other
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Training resumes from the raw weights and all else uses the average.
+
+        The hook runs before Lightning loads the state_dict; sharded, after.
+        """
+        upgrade(checkpoint)
+        section = checkpoint.get(SECTION, {})
+        if (
+            section.get("unit", self.hparams["unit"]) != self.hparams["unit"]
+        ):  # of a file of version 0.1
+            self.hparams["unit"] = section["unit"]
+            self.tokenizer = Tokenizer(self.hparams["alphabet"], section["unit"])
+        if self._trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+            return
+        self.eval_metrics = section.get("metrics", {})
+        total, count = section.get("train_loss", (0.0, 0))
+        self.train_loss.total = torch.tensor(total, dtype=torch.float64)
+        self.train_loss.count = torch.tensor(count)
+        if RAW_WEIGHTS not in checkpoint:
+            return
+        if self.device_mesh is not None:
+            average = [p.detach().clone() for p in self.gpt.parameters()]
+            copy_weights(checkpoint[RAW_WEIGHTS], self)
+        else:
+            state = checkpoint["state_dict"]
+            names = [name for name, _ in self.gpt.named_parameters()]
+            average = [state[NETWORK_PREFIX + name].to(self.device) for name in names]
+            checkpoint["state_dict"] = checkpoint[RAW_WEIGHTS]
+        if self.optim.average_decay:
+            self.average.other = [
+                shard_like(a, p) for a, p in zip(average, self.gpt.parameters(), strict=True)
+            ]
+
+    # Generation
+
+    @property
+    def unigram(self) -> np.ndarray | None:
+        """The training text's distribution of characters, (V,) float64, where it is known."""
+        if self.hparams["counts"] is None:
+            return None
+        counts = np.array(self.hparams["counts"], dtype=np.float64)
+        return counts / counts.sum()
+
+    def generate(self, prompt: str = "", *, seed: int | None = None, **options: Any) -> str:
+        """The prompt and what the network writes after it.
+
+        `options` are those of GenerateOptions (max_new_tokens, temperature, sampling, top_k, top_p,
+        min_p, repetition_penalty, stop), and go before the module's own. The same seed gives the
+        same text; without one each call gives another. Raises UserError for characters outside the
+        alphabet.
+        """
+        return self.generate_texts([prompt], self.generation.updated(**options), seed, 1)[0]
 
     def predict_step(self, batch: list[str], batch_idx: int = 0) -> list[str]:
-        """Texts for a batch of prompts, prompts included, `num_samples` of each in a row; how to
-        choose characters is the attribute `generate`."""
-        written = generate_text(
-            self.gpt,
-            self.tokenizer,
-            batch,
-            self.generate,
-            self.generate_seed,
-            self.num_samples,
-            self.unigram,
-        )
-        prompts = [prompt for prompt in batch for _ in range(self.num_samples)]
-        return [prompt + text for prompt, text in zip(prompts, written, strict=True)]
+        """Texts for a batch of prompts, prompts included, `num_samples` of each in a row."""
+        seed = self.hparams["seed"] + batch_idx
+        return self.generate_texts(batch, self.generation, seed, self.num_samples)
+
+    def generate_texts(
+        self,
+        prompts: list[str],
+        options: GenerateOptions,
+        seed: int | None = None,
+        num_samples: int = 1,
+    ) -> list[str]:
+        """The texts of prompts, prompts included, `num_samples` of each in a row."""
+        training = self.gpt.training
+        self.gpt.eval()
+        try:
+            with self.average.used():
+                texts = list(
+                    generate_text(
+                        self.gpt,
+                        self.tokenizer,
+                        prompts,
+                        options,
+                        secrets.randbelow(2**32) if seed is None else seed,
+                        num_samples,
+                        self.unigram,
+                    )
+                )
+        finally:
+            self.gpt.train(training)
+        repeated = [prompt for prompt in prompts for _ in range(num_samples)]
+        return [prompt + text for prompt, text in zip(repeated, texts, strict=True)]

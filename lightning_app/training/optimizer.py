@@ -8,7 +8,7 @@ nearest orthogonal matrix. It suits the blocks' matrices; embedding, head and ga
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jsonargparse.typing import (
@@ -25,15 +25,17 @@ from lightning_app.training.schedules import (
     set_rates,
 )
 
-# How much of the past a running average keeps: all of it would never move.
-Memory = restricted_number_type("Memory", float, [(">=", 0), ("<", 1)])
-Rate = restricted_number_type("Rate", float, [(">", 0), ("<", math.inf)])
-Decay = restricted_number_type("Decay", float, [(">=", 0), ("<", math.inf)])
+if TYPE_CHECKING:
+    Memory = Rate = Decay = float
+else:  # what the command line accepts
+    Memory = restricted_number_type("Memory", float, [(">=", 0), ("<", 1)])
+    Rate = restricted_number_type("Rate", float, [(">", 0), ("<", math.inf)])
+    Decay = restricted_number_type("Decay", float, [(">=", 0), ("<", math.inf)])
 
 
 @dataclass
 class OptimOptions:
-    """How weights move.
+    """How the optimizer changes weights.
 
     Args:
         name: muon (matrices by Muon, the rest by AdamW) or adamw (everything by AdamW).
@@ -42,9 +44,10 @@ class OptimOptions:
         weight_decay: Decoupled decay of the matrices, per unit of learning rate; gains and
             embedding have none.
         final_weight_decay: What weight_decay grows to, evenly over the run; null keeps it constant.
-            What a network has seen many times it learns by heart last, so it is held back last.
-        beta1: AdamW's memory of gradients.
-        beta2: AdamW's memory of squared gradients.
+            A network memorises late in a run of many passes over its text, so decay helps most
+            then.
+        beta1: Decay of AdamW's running average of gradients.
+        beta2: Decay of AdamW's running average of squared gradients.
         momentum: Muon's (Nesterov) momentum.
         average_decay: Validate, save and generate with a running average of the weights; 0.99
             remembers about 100 steps, 0 is off.
@@ -68,14 +71,15 @@ class MuonAdamW(torch.optim.Optimizer):
     accumulation flags.
     """
 
-    def __init__(self, groups: list[dict], compile: bool = False) -> None:
+    def __init__(self, groups: list[dict[str, Any]], compile: bool = False) -> None:
         super().__init__(groups, defaults={})
         self.muon_step: Callable[..., None] = muon_step
         if compile:
             self.muon_step = torch.compile(muon_step, dynamic=False)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update every parameter that has a gradient; returns what `closure` returns."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -86,7 +90,7 @@ class MuonAdamW(torch.optim.Optimizer):
                 (self.muon if group["muon"] else self.adamw)(group, params)
         return loss
 
-    def muon(self, group: dict, params: list[Tensor]) -> None:
+    def muon(self, group: dict[str, Any], params: list[Tensor]) -> None:
         shapes: dict[tuple[int, ...], list[Tensor]] = {}
         for p in params:
             if not self.state[p]:
@@ -98,7 +102,7 @@ class MuonAdamW(torch.optim.Optimizer):
             grads, momenta = [p.grad for p in same], [self.state[p]["momentum"] for p in same]
             self.muon_step(same, grads, momenta, *rates, group["momentum"], dtype)
 
-    def adamw(self, group: dict, params: list[Tensor]) -> None:
+    def adamw(self, group: dict[str, Any], params: list[Tensor]) -> None:
         for p in params:
             if not self.state[p]:
                 self.state[p]["step"] = torch.zeros(())
@@ -106,9 +110,10 @@ class MuonAdamW(torch.optim.Optimizer):
                 self.state[p]["exp_avg_sq"] = torch.zeros_like(p)
         adamw(
             params,
-            [p.grad for p in params],
-            *([self.state[p][key] for p in params] for key in ("exp_avg", "exp_avg_sq")),
-            [],
+            [p.grad for p in params if p.grad is not None],
+            [self.state[p]["exp_avg"] for p in params],
+            [self.state[p]["exp_avg_sq"] for p in params],
+            [],  # of AMSGrad
             [self.state[p]["step"] for p in params],
             foreach=True,  # fused=True with bf16-mixed and clipping raises (Lightning #21435)
             amsgrad=False,
@@ -121,7 +126,7 @@ class MuonAdamW(torch.optim.Optimizer):
         )
 
 
-def parameter_groups(gpt: GPT, options: OptimOptions) -> list[dict]:
+def parameter_groups(gpt: GPT, options: OptimOptions) -> list[dict[str, Any]]:
     """Every parameter in exactly one group: the blocks' matrices, and the rest (embedding, head and
     gains; the head's matrix decays), at the rates of a first step without warmup."""
     matrices = [p for p in gpt.blocks.parameters() if p.ndim == 2]

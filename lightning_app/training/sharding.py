@@ -1,29 +1,52 @@
-"""FSDP2: every process keeps a share of the network."""
+"""FSDP2: every process keeps a part of the network."""
 
+from typing import Any
+
+import torch
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from lightning_app.lightning_internals import spread_data_over_processes
+from lightning_app.model.gpt import GPT
+
+
+def shard(gpt: GPT, mesh: DeviceMesh) -> None:
+    """Keep in each process of `mesh` its part of every block, and of the rest."""
+    for part in (*gpt.blocks, gpt):
+        fully_shard(part, mesh=mesh, reshard_after_forward=True)
 
 
 def gather(x: Tensor) -> Tensor:
-    """A sharded tensor put together; every process must ask."""
+    """The whole of a sharded tensor; every process must call this."""
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
 def shard_like(x: Tensor, p: Tensor) -> Tensor:
-    """x sharded as p is."""
-    return distribute_tensor(x, p.device_mesh, p.placements) if isinstance(p, DTensor) else x
+    """x, sharded as p is."""
+    if isinstance(p, DTensor) and not isinstance(x, DTensor):
+        return distribute_tensor(x.to(p.device), p.device_mesh, p.placements)
+    return x
+
+
+@torch.no_grad()
+def copy_weights(weights: dict[str, Tensor], module: nn.Module) -> None:
+    """Copy whole weights, by name, into a module's sharded parameters."""
+    for name, p in module.named_parameters():
+        p.copy_(shard_like(weights[name], p))
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """--trainer.strategy sharded: every process reads its own windows and keeps its share of the
+    """--trainer.strategy sharded: every process reads its own windows and keeps its part of the
     network (FSDP2), on a CPU too; checkpoints are one file, as everywhere."""
 
-    def __init__(self, **kwargs) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False, **kwargs)
 
     def setup_environment(self) -> None:
-        self._data_parallel_size = self.num_nodes * self.num_processes
+        spread_data_over_processes(self)
         super().setup_environment()
 
 

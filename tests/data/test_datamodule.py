@@ -10,10 +10,10 @@ import pytest
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
-from lightning_app.data import datamodule
 from lightning_app.data import splits as splits_module
+from lightning_app.data import windows
 from lightning_app.data.corpora import Corpus
-from lightning_app.data.datamodule import CharDataModule, EvalBatches
+from lightning_app.data.datamodule import CharDataModule
 from lightning_app.data.windows import count_eval_windows, train_starts
 from lightning_app.errors import UserError
 
@@ -40,18 +40,18 @@ def trainer(
     processed=0,
     overfit_batches=0.0,
     fn=TrainerFn.FITTING,
-    size_of=lambda k: 8,
     accumulate=1,
 ):
-    """As much of a Trainer as data looks at; `size_of` gives the size of the windows of batch k."""
+    """As much of a Trainer as data looks at."""
     progress = SimpleNamespace(total=SimpleNamespace(processed=processed))
     return SimpleNamespace(
+        max_steps=100,
+        check_val_every_n_epoch=None,
         world_size=world_size,
         global_rank=global_rank,
         overfit_batches=overfit_batches,
         accumulate_grad_batches=accumulate,
         state=SimpleNamespace(fn=fn),
-        lightning_module=SimpleNamespace(window_size=size_of),
         fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress)),
     )
 
@@ -100,7 +100,7 @@ def test_splits_are_contiguous_disjoint_and_cover_the_text(make, splits, cumulat
             "val": (ends[0], ends[1]),
             "test": (ends[1], n),
         }
-        parts = [module.split(name) for name in ("train", "val", "test")]
+        parts = [module.ids(name) for name in ("train", "val", "test")]
         assert (np.concatenate(parts) == module.text.ids).all()
 
 
@@ -138,33 +138,33 @@ def test_whole_files_of_a_folder_can_be_held_out(tmp_path):
     module = CharDataModule(str(folder), hold_out="files", **options)
     module.setup()
     assert module.bounds == {"train": (0, 54), "val": (54, 95), "test": (95, 102)}
-    assert set(module.split("train")) & set(module.split("val")) == {0}  # the newline between
+    assert set(module.ids("train")) & set(module.ids("val")) == {0}  # the newline between
     cut = CharDataModule(str(folder), **options)
     cut.setup()
     assert cut.bounds["train"] == (0, 71)
 
 
 def test_a_text_too_short_to_train_on_is_refused_with_both_sizes(make):
-    message = refusal(make(TEXT[:1000], block_size=1500, splits=[0.9, 0.1]).check_trainable)
+    message = refusal(make(TEXT[:1000], block_size=1500, splits=[0.9, 0.1]).check_train_split)
     assert "540 characters" in message
     assert "1,501" in message
     assert "--data.block_size" in message
 
 
 def test_the_smallest_training_split_is_a_block_and_one_character(make):
-    make(TEXT[:20], block_size=9, splits=[0.5, 0.5]).check_trainable()
-    refusal(make(TEXT[:20], block_size=10, splits=[0.5, 0.5]).check_trainable)
+    make(TEXT[:20], block_size=9, splits=[0.5, 0.5]).check_train_split()
+    refusal(make(TEXT[:20], block_size=10, splits=[0.5, 0.5]).check_train_split)
 
 
-def test_an_empty_validation_split_is_refused_before_training(make):
-    message = refusal(make(splits=[1.0]).check_trainable)
+def test_an_empty_validation_split_is_refused(make):
+    message = refusal(make(splits=[1.0]).val_dataloader)
     assert "val split is empty (--data.splits [1.0])" in message
     assert "[0.9, 0.05, 0.05]" in message
 
 
 def test_an_empty_test_split_is_refused_naming_validate(make):
     module = make(splits=[0.9, 0.1])
-    module.check_trainable()
+    module.check_train_split()
     message = refusal(module.test_dataloader)
     assert "test split is empty (--data.splits [0.9, 0.1])" in message
     assert "`validate`" in message
@@ -208,13 +208,13 @@ def test_the_stream_goes_on_where_the_trainer_stands(make, processed):
 def test_the_stream_does_not_depend_on_how_far_it_looks_ahead(make, monkeypatch):
     far = train_batches(make(), 30, processed=3)
     for ahead in (1, 4, 12):
-        monkeypatch.setattr(datamodule, "AHEAD", ahead)
+        monkeypatch.setattr(windows, "STARTS_PER_CALL", ahead)
         assert (train_batches(make(), 30, processed=3) == far).all()
 
 
 def test_names_are_replaced_wherever_the_stream_is_entered_and_in_whichever_process(make):
     text = "\n".join(f"{'ABCDE'[i // 80] * 3} and {'KLMNO'[i // 80] * 3}" for i in range(400))
-    options = {"rename": 0.7, "block_size": 8, "splits": [1.0]}
+    options = {"replace_names": 0.7, "block_size": 8, "splits": [1.0]}
     module = make(text, batch_size=8, **options)
     unbroken = train_batches(module, 40)
     x, y = unbroken.unbind(2)
@@ -227,6 +227,7 @@ def test_names_are_replaced_wherever_the_stream_is_entered_and_in_whichever_proc
 
 
 SIZES = [2] * 5 + [4] * 4 + [8] * 100  # of the windows of batch k, in a block of 8
+SCHEDULE = [[0, 0.25], [0.05, 0.5], [0.09, 1]]  # the same, of 100 steps
 
 
 @pytest.mark.parametrize("ahead", [1, 24, 4096])
@@ -234,11 +235,10 @@ SIZES = [2] * 5 + [4] * 4 + [8] * 100  # of the windows of batch k, in a block o
 def test_the_windows_of_batch_k_have_the_size_its_schedule_gives(
     make, monkeypatch, ahead, processed
 ):
-    monkeypatch.setattr(datamodule, "AHEAD", ahead)
+    monkeypatch.setattr(windows, "STARTS_PER_CALL", ahead)
     for rank in range(2):
-        module = make()
-        module.setup()
-        module.trainer = trainer(2, rank, processed, size_of=SIZES.__getitem__)
+        module = make(window_schedule=SCHEDULE)
+        module.trainer = trainer(2, rank, processed)
         batches = islice(module.train_dataloader(), 12)
         for k, (x, y) in enumerate(batches, processed):
             pieces = 8 // SIZES[k]
@@ -257,13 +257,12 @@ def test_a_step_reads_the_same_however_it_is_shared_out(make, size, processes, a
         """The windows of steps, sorted, from step `first` on."""
         streams = []
         for rank in range(processes):
-            module = make(batch_size=8 // processes // accumulate, splits=[1.0])
-            module.setup()
-            module.trainer = trainer(
-                *(processes, rank, first * accumulate),
-                size_of=lambda k: size,
-                accumulate=accumulate,
+            module = make(
+                batch_size=8 // processes // accumulate,
+                splits=[0.9, 0.1],
+                window_schedule=[[0, size / 8]],
             )
+            module.trainer = trainer(processes, rank, first * accumulate, accumulate=accumulate)
             batches = islice(module.train_dataloader(), (12 - first) * accumulate)
             streams.append([x.tolist() for x, _ in batches])
         micro = [[w for part in parts for w in part] for parts in zip(*streams, strict=True)]
@@ -281,10 +280,9 @@ def test_a_step_reads_the_same_however_it_is_shared_out(make, size, processes, a
 def test_an_epoch_of_short_windows_has_the_same_characters_as_one_of_long_ones(make, size):
     counts = []
     for of_windows in (size, 8):
-        module = make(batch_size=1, splits=[1.0])
-        module.setup()
-        per_epoch = (len(TEXT) - 8) // 8
-        module.trainer = trainer(size_of=lambda k, s=of_windows: s)
+        module = make(batch_size=1, splits=[0.9, 0.1], window_schedule=[[0, of_windows / 8]])
+        per_epoch = (540 - 8) // 8
+        module.trainer = trainer()
         batches = list(islice(module.train_dataloader(), per_epoch // 8 * 8))
         counts.append(np.bincount(torch.cat([x.flatten() for x, _ in batches]), minlength=99))
         assert all(len(x) == 8 // of_windows for x, _ in batches)  # so many places in each
@@ -297,7 +295,7 @@ def test_another_seed_is_another_order(make):
 
 @pytest.mark.parametrize("processed", [0, 4])
 def test_overfit_batches_repeats_the_first_batches(make, monkeypatch, processed):
-    monkeypatch.setattr(datamodule, "AHEAD", 16)  # 4 batches: no multiple of 3
+    monkeypatch.setattr(windows, "STARTS_PER_CALL", 16)  # 4 batches: no multiple of 3
     first = train_batches(make(), 3)
     cycled = train_batches(make(), 11, overfit_batches=3, processed=processed)
     for j, batch in enumerate(cycled):
@@ -326,7 +324,7 @@ def test_processes_together_score_each_character_once_in_equally_many_batches(
     lengths, predicted = set(), []
     for rank in range(processes):
         module.trainer = trainer(processes, rank)
-        batches = EvalBatches(module, first, last)
+        batches = module.stretch(first, last)
         made = list(batches)
         assert len(made) == len(batches)
         lengths.add(len(made))
@@ -345,23 +343,30 @@ def test_no_process_makes_a_batch_of_padding_only_unless_another_has_windows(mak
     for processes in (1, 2, 3):
         for last in range(2, 200):
             module.trainer = trainer(processes)
-            batches = len(EvalBatches(module, 0, last))
+            batches = len(module.stretch(0, last))
             assert (batches - 1) * processes * 4 < count_eval_windows(0, last, 8)
 
 
-def test_while_fitting_a_piece_of_the_training_split_as_long_as_validation_is_scored_too(make):
-    module = make(splits=[0.8, 0.2])
+def test_with_val_gap_a_training_sample_as_long_as_validation_is_scored_too_while_fitting(make):
+    module = make(splits=[0.8, 0.2], val_gap=True)
     module.setup()
     module.trainer = trainer()
     val, train = module.val_dataloader()
     assert (val.first, val.last) == (480, 600)
     assert (train.first, train.last) == (0, 120)
     module.trainer = trainer(fn=TrainerFn.VALIDATING)
-    assert [(b.first, b.last) for b in module.val_dataloader()] == [(480, 600)]
+    val = module.val_dataloader()
+    assert (val.first, val.last) == (480, 600)
 
 
-def test_that_piece_never_leaves_the_training_split(make):
-    module = make(splits=[0.2, 0.8])
+def test_without_val_gap_validation_is_one_dataloader(make):
+    module = make(splits=[0.8, 0.2])
+    module.trainer = trainer()
+    assert module.val_dataloader().first == 480
+
+
+def test_that_sample_never_leaves_the_training_split(make):
+    module = make(splits=[0.2, 0.8], val_gap=True)
     module.setup()
     module.trainer = trainer()
     _, train = module.val_dataloader()
@@ -371,32 +376,58 @@ def test_that_piece_never_leaves_the_training_split(make):
 # Another network's alphabet.
 
 
-def test_read_as_gives_the_ids_of_a_larger_alphabet_and_keeps_padding(make):
-    module = make("acab" * 5, splits=[0.5, 0.5])
-    module.setup()
-    module.trainer = trainer(fn=TrainerFn.VALIDATING)
-    [own] = [list(b) for b in module.val_dataloader()]
-    module.read_as("\nabcé")
-    [mapped] = [list(b) for b in module.val_dataloader()]
-    for (idx, targets), (idx_as, targets_as) in zip(own, mapped, strict=True):
-        assert (idx_as == idx + 1).all()
-        assert (targets_as[targets >= 0] == targets[targets >= 0] + 1).all()
-        assert (targets_as[targets < 0] == -1).all()
+def test_another_alphabet_gives_its_ids_and_keeps_padding(make):
+    own, mapped = (
+        list(make("acab" * 5, splits=[0.5, 0.5], alphabet=alphabet).val_dataloader())
+        for alphabet in (None, "\nabcé")
+    )
+    for (idx, targets), (mapped_idx, mapped_targets) in zip(own, mapped, strict=True):
+        assert (mapped_idx == idx + 1).all()
+        assert (mapped_targets[targets >= 0] == targets[targets >= 0] + 1).all()
+        assert (mapped_targets[targets < 0] == -1).all()
         assert (targets < 0).any()
-        assert targets_as.dtype == idx_as.dtype == torch.int64
+        assert mapped_targets.dtype == mapped_idx.dtype == torch.int64
 
 
-def test_read_as_refuses_characters_the_network_does_not_know_by_name(make):
-    message = refusal(make("naïve 天").read_as, " aenv")
+def test_characters_that_another_alphabet_lacks_are_refused_by_name(make):
+    message = refusal(make("naïve 天", alphabet=" aenv").setup)
     assert "'ï' (U+00EF LATIN SMALL LETTER I WITH DIAERESIS)" in message
     assert "U+5929" in message
     assert "corpus.txt" in message
 
 
-def test_read_as_names_no_position_but_the_characters_in_the_corpus(make):
+def test_the_refusal_names_no_position_but_the_characters_in_the_corpus(make):
     # Once the place in the alphabet was given as if it were one in the text.
-    message = refusal(make("aaaaaaaaaaaé").read_as, "a")
+    message = refusal(make("aaaaaaaaaaaé", alphabet="a").setup)
     assert re.findall(r"position (\d+)", message) in ([], ["11"])
+
+
+# Without a Trainer, and by epochs.
+
+
+def test_without_a_trainer_an_epoch_is_one_pass_over_the_training_text(make):
+    module = make(splits=[0.9, 0.1])
+    batches = list(module.train_dataloader())
+    assert len(batches) == len(module.train_dataloader()) == (540 - 8) // 8 // 4
+    expected = train_batches(make(splits=[0.9, 0.1]), len(batches))
+    assert (torch.stack([torch.stack(b, 1) for b in batches]) == expected).all()
+
+
+def test_without_a_trainer_a_second_epoch_is_another_pass(make):
+    loader = make(splits=[0.9, 0.1]).train_dataloader()
+    first, second = (torch.stack([idx for idx, _ in loader]) for _ in range(2))
+    expected = train_batches(make(splits=[0.9, 0.1]), 2 * len(loader))[:, :, 0]
+    assert (torch.cat((first, second)) == expected).all()
+
+
+@pytest.mark.parametrize(("max_steps", "length"), [(1000, 16), (10, 10), (-1, 16)])
+def test_an_epoch_of_a_trainer_is_a_pass_or_the_rest_of_the_run(make, max_steps, length):
+    module = make(splits=[0.9, 0.1])
+    module.trainer = trainer()
+    module.trainer.max_steps, module.trainer.check_val_every_n_epoch = max_steps, 1
+    counters = SimpleNamespace(processed=0, ready=0)
+    module.trainer.fit_loop.epoch_progress = SimpleNamespace(current=counters)
+    assert len(module.train_dataloader()) == length
 
 
 # What a checkpoint keeps.
@@ -405,16 +436,16 @@ def test_read_as_names_no_position_but_the_characters_in_the_corpus(make):
 def test_the_description_finds_and_recognises_the_same_data_again(make):
     module = make(splits=[0.8, 0.2])
     module.setup()
-    kept = module.describe()
+    kept = module.state_dict()
     names = ("corpus", "splits", "hold_out", "unit", "block_size", "batch_size")
     options = {name: kept[name] for name in names}
-    again = CharDataModule(**options, data_dir=module.data_dir)
+    again = CharDataModule(**options, data_dir=module.source.data_dir)
     again.setup()
-    assert again.describe() == kept
+    assert again.state_dict() == kept
     assert again.bounds == module.bounds
     changed = make(TEXT + "!", splits=[0.8, 0.2])
     changed.setup()
-    assert changed.describe()["fingerprint"] != kept["fingerprint"]
+    assert changed.state_dict()["fingerprint"] != kept["fingerprint"]
 
 
 def test_a_corpus_is_described_by_a_path_that_does_not_depend_on_the_folder_one_is_in(
@@ -424,4 +455,4 @@ def test_a_corpus_is_described_by_a_path_that_does_not_depend_on_the_folder_one_
     Path("corpus.txt").write_text(TEXT)
     module = CharDataModule("corpus.txt", data_dir="data")
     module.setup()
-    assert module.describe()["corpus"] == str(tmp_path / "corpus.txt")
+    assert module.state_dict()["corpus"] == str(tmp_path / "corpus.txt")

@@ -4,13 +4,16 @@ import numpy as np
 import pytest
 
 from lightning_app.data.windows import (
+    check_window_schedule,
     count_eval_windows,
     eval_batch,
     permute,
     random_keys,
     read_windows,
     train_starts,
+    window_size,
 )
+from lightning_app.errors import UserError
 
 # (characters, block_size): the smallest text, one that is a window and a bit, whole and broken
 # multiples, a block of one character.
@@ -214,3 +217,25 @@ def test_padding_is_scored_nowhere_and_its_inputs_are_ids():
     assert (targets[1:] == -1).all()
     assert (idx == 7).all()
     assert idx.dtype == targets.dtype == np.int64
+
+
+# The window schedule.
+
+
+def test_windows_grow_where_the_schedule_says_and_only_there():
+    schedule = [[0, 0.25], [0.35, 0.5], [0.8, 1]]
+    sizes = [window_size(step, 100, 64, schedule) for step in range(100)]
+    assert sizes == [16] * 35 + [32] * 45 + [64] * 20
+    assert {window_size(step, 100, 64, [[0, 1]]) for step in range(100)} == {64}
+
+
+def test_a_run_of_unknown_length_has_the_schedules_last_windows():
+    assert window_size(0, -1, 64, [[0, 0.25], [0.8, 1]]) == 64
+
+
+@pytest.mark.parametrize(
+    "schedule", [[[0, 0.3]], [[0, 0]], [[0, 2]], [[0]], [[-1, 0.5]], [[0, 0.75]]]
+)
+def test_windows_that_do_not_divide_the_block_are_refused(schedule):
+    with pytest.raises(UserError, match=r"--data\.window_schedule"):
+        check_window_schedule(schedule, 64)

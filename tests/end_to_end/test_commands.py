@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from lightning_app.cli.fit import FitCLI
+from lightning_app.cli.fit_options import FitCLI
 from tests.helpers import MAIN, checkpoint, is_error, main_py, sentences
 
 CONFIGS = sorted((MAIN.parent / "configs").glob("*.yaml"))
@@ -172,7 +172,7 @@ def test_validations_longer_than_training_are_said(folder, main):
 
 def test_the_text_is_found_where_the_run_kept_it(folder, main):
     assert main("fit", "--config", "tiny.yaml", "--data.data_dir", "elsewhere").code == 0
-    assert main("validate", "--run", "tiny", "--yardsticks", "false").code == 0
+    assert main("validate", "--run", "tiny", "--baselines", "false").code == 0
     assert main("predict", "--run", "tiny", "--prompt", "R", "--check_overlap", "true").code == 0
     assert (folder / "elsewhere").is_dir()
     assert not (folder / "data").exists()
@@ -301,9 +301,7 @@ def test_help_teaches(command, capfd):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
-def test_every_shipped_config_parses(path, folder, monkeypatch):
-    monkeypatch.setattr(FitCLI, "before_instantiate_classes", lambda self: None)
-    monkeypatch.setattr(FitCLI, "instantiate_classes", lambda self: None)
+def test_every_shipped_config_parses(path, folder):
     cli = FitCLI([path], [])
     assert cli.config.trainer.max_steps > 0
     assert yaml.safe_load(path.read_text())["data"]["corpus"] == cli.config.data.corpus

@@ -24,6 +24,7 @@ def test_a_resumed_run_equals_an_unbroken_one(folder, main):
     for name in ("best", "last"):
         a, b = (checkpoint(folder, run, name) for run in ("whole", "broken"))
         assert same(a["state_dict"], b["state_dict"])
+        assert same(a["current_model_state"], b["current_model_state"])
         assert same(a["optimizer_states"], b["optimizer_states"])
         assert a["lightning_app"]["best"] == b["lightning_app"]["best"]
     a, b = scalars(folder, "whole"), scalars(folder, "broken")
@@ -37,16 +38,16 @@ class Killed(BaseException):
 
 
 def stop_at(patch, step: int) -> None:
-    from lightning_app.training.callbacks.training_log import TrainingLog
+    from lightning_app.training.module import CharGPT
 
-    original = TrainingLog.on_train_batch_start
+    original = CharGPT.on_train_batch_start
 
-    def on_train_batch_start(self, trainer, *args):
-        if trainer.global_step == step:
+    def on_train_batch_start(self, *args):
+        if self.global_step == step:
             raise Killed
-        original(self, trainer, *args)
+        original(self, *args)
 
-    patch.setattr(TrainingLog, "on_train_batch_start", on_train_batch_start)
+    patch.setattr(CharGPT, "on_train_batch_start", on_train_batch_start)
 
 
 def same(a, b) -> bool:
@@ -189,7 +190,7 @@ def test_each_call_has_the_time_that_max_time_gives(folder, main):
         done = main(*fit)
         assert done.code == 0, done.err
         assert "of 1,000,000 steps" in done.out
-        assert "the same command goes on" in done.out
+        assert "the same command continues" in done.out
         steps.append(checkpoint(folder, "tiny")["lightning_app"]["step"])
     assert 0 < steps[1] < steps[2]
 
@@ -199,7 +200,7 @@ def test_the_users_own_checkpoints_are_beside_the_runs(folder, main):
     done = main("fit", "--config", "tiny.yaml", "--optim.average_decay", 0.9, *own)
     assert done.code == 0, done.err
     assert list((folder / "own").glob("*.ckpt"))
-    assert checkpoint(folder, "tiny", "best")["lightning_app"]["average"]
+    assert checkpoint(folder, "tiny", "best")["current_model_state"]
 
 
 def test_trainer_flags_work(folder, main):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_app.runs.checkpoint import NETWORK_PREFIX, SECTION, write_checkpoint
+from lightning_app.runs.checkpoint import NETWORK_PREFIX, RAW_WEIGHTS, SECTION, write_checkpoint
 from tests.helpers import ALPHABET, MAIN, SIZES
 from tests.helpers import small_checkpoint as checkpoint
 
@@ -359,7 +359,7 @@ def change(*keys, to) -> Callable[[dict], None]:
         change("loops", to={}),
         change("loops", "fit_loop", to=[1, 2]),
         change("callbacks", to=7),
-        change(SECTION, "average", to={"a": 1}),
+        change(RAW_WEIGHTS, to={"a": 1}),
         change(SECTION, "train_loss", to=[1]),
         change(SECTION, "best", to=3),
         change("state_dict", f"{NETWORK_PREFIX}norm.weight", to=torch.full((16,), float("inf"))),

@@ -28,7 +28,7 @@ def test_a_text_of_any_kind_trains_is_scored_and_is_written(folder, main, kind):
     assert main("fit", "--config", "tiny.yaml", *learnt).code == 0
     done = main("validate", "--run", "tiny")
     assert done.code == 0
-    seen = main("inspect", "--data.corpus", "text.txt", "--yardsticks", "false", "--json").out
+    seen = main("inspect", "--data.corpus", "text.txt", "--baselines", "false", "--json").out
     assert len(json.loads(seen)["alphabet"]) == len(set(text))
     prompt = LINES[kind][0]
     done = main("predict", "--run", "tiny", "--prompt", prompt, "--max_new_tokens", 50)

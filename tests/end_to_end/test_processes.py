@@ -129,7 +129,7 @@ def test_a_sharded_run_is_saved_whole_goes_on_and_is_used_by_one_process(runs, m
     assert curve(folder, "sharded", "train/loss")[-1][0] == 60
     done = main("predict", "--run", "sharded", "--prompt", "ROMEO:")
     assert done.out.startswith("ROMEO:")
-    assert main("validate", "--run", "sharded", "--yardsticks", "false").code == 0
+    assert main("validate", "--run", "sharded", "--baselines", "false").code == 0
 
 
 def test_muon_takes_the_same_first_step(runs):

@@ -171,7 +171,7 @@ def test_validate_writes_the_report(trained, tmp_path):
     from tests.helpers import main_py
 
     file = tmp_path / "report.html"
-    done = main_py("validate", "--report", str(file), "--yardsticks=false", cwd=trained.folder)
+    done = main_py("validate", "--report", str(file), "--baselines=false", cwd=trained.folder)
     assert done.returncode == 0, done.stderr
     loss = re.search(r"loss +([\d.]+)", done.stdout)[1]
     assert f"{float(loss):.4f} nats" in file.read_text(encoding="utf-8")

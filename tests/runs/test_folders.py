@@ -18,9 +18,9 @@ from lightning_app.runs.folders import (
     find_checkpoint,
     lock_run,
     newest_run,
-    resume_point,
     set_aside,
 )
+from lightning_app.runs.resume import resume_point
 
 ROOT = Path(__file__).parents[2]
 

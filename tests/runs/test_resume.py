@@ -15,8 +15,7 @@ from lightning_app.runs.resume import (
 )
 
 FACTS = {
-    "format": 1,
-    "data": {"corpus": "/texts/a.txt", "characters": 5000},
+    "format": 2,
     "network": {"vocab_size": 3, "n_layer": 4, "n_head": 2, "n_embd": 192, "tie_embeddings": False},
     "corpus": "/texts/a.txt",
     "fingerprint": "0123456789ab",
@@ -30,7 +29,8 @@ FACTS = {
     "optimizer": "muon",
     "schedule": {"name": "linear", "warmup_steps": 20, "decay_fraction": 0.6},
     "max_steps": 2000,
-    "rename": 0.5,
+    "window_schedule": [[0, 1]],
+    "replace_names": 0.5,
     "dropout": 0.2,
     "optim": {"learning_rate": 3e-3, "muon_learning_rate": 0.03, "weight_decay": 0.05},
     "intervals": {"val_check_interval": 500, "checkpoint_every_steps": None},
@@ -117,7 +117,7 @@ def test_another_alphabet_is_refused():
     ("where", "value", "line"),
     [
         ("max_steps", 3000, "max_steps: 2000 -> 3000"),
-        ("rename", 0.7, "rename: 0.5 -> 0.7"),
+        ("replace_names", 0.7, "replace_names: 0.5 -> 0.7"),
         ("dropout", 0.1, "dropout: 0.2 -> 0.1"),
         ("optim.learning_rate", 1e-3, "optim.learning_rate: 0.003 -> 0.001"),
         ("optim.muon_learning_rate", 0.02, "optim.muon_learning_rate: 0.03 -> 0.02"),

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_app.errors import UserError
 from lightning_app.model.gpt import GPT, GPTConfig, loss_per_character
 from lightning_app.training import muon
 from lightning_app.training import optimizer as optimizer_module
@@ -17,7 +16,6 @@ from lightning_app.training.schedules import (
     ScheduleOptions,
     learning_rate_scale,
     set_rates,
-    window_size,
 )
 
 
@@ -368,21 +366,3 @@ def test_weight_decay_is_constant_unless_it_is_to_grow():
     for step in (0, 20, 39):
         set_rates(groups, step, 40, ScheduleOptions())
         assert [group["weight_decay"] for group in groups] == [0.3, 0.3, 0.0]
-
-
-# Windows.
-
-
-def test_windows_grow_where_the_schedule_says_and_only_there():
-    options = ScheduleOptions(windows=[[0, 0.25], [0.35, 0.5], [0.8, 1]])
-    sizes = [window_size(step, 100, 64, options) for step in range(100)]
-    assert sizes == [16] * 35 + [32] * 45 + [64] * 20
-    assert {window_size(step, 100, 64, ScheduleOptions()) for step in range(100)} == {64}
-
-
-@pytest.mark.parametrize(
-    "windows", [[[0, 0.3]], [[0, 0]], [[0, 2]], [[0]], [[-1, 0.5]], [[0, 0.75]]]
-)
-def test_windows_that_do_not_cut_evenly_are_refused(windows):
-    with pytest.raises(UserError, match=r"--schedule\.windows"):
-        window_size(0, 100, 64, ScheduleOptions(windows=windows))

@@ -9,16 +9,14 @@ from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
 from lightning_app.lightning_internals import just_stepped
-from lightning_app.training.callbacks.training_log import TrainingLog
 
 
 class TrainingProgressBar(ProgressBar):
     """One line on standard error: loss, val loss, characters per second, time left. Where that is
     no terminal, one line at each validation."""
 
-    def __init__(self, log: TrainingLog) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.log_ = log
         self.bar: tqdm | None = None
         self.shown = 0.0
         self.validation_seconds = 0.0
@@ -69,10 +67,11 @@ class TrainingProgressBar(ProgressBar):
 
     def postfix(self, trainer: Trainer, pl_module: LightningModule) -> str:
         parts = [] if math.isnan(self.loss) else [f"loss {self.loss:.3f}"]
-        if "val/loss" in pl_module.figures:
-            parts.append(f"val {pl_module.figures['val/loss']:.4f}")
-        if self.log_.characters_per_second:
-            parts.append(f"{self.log_.characters_per_second:,.0f} characters/s")
+        metrics = trainer.callback_metrics
+        if "val/loss" in metrics:
+            parts.append(f"val {metrics['val/loss']:.4f}")
+        if "train/characters_per_second" in metrics:
+            parts.append(f"{metrics['train/characters_per_second']:,.0f} characters/s")
         if self.started is not None and trainer.global_step > self.first:
             minutes, seconds = divmod(round(self.seconds_left(trainer)), 60)
             parts.append(f"{minutes}:{seconds:02d} left")
@@ -89,7 +88,7 @@ class TrainingProgressBar(ProgressBar):
             return
         self.validation_seconds = time.perf_counter() - self.validation_started
         self.validating += self.validation_seconds
-        f = pl_module.figures
+        f = trainer.callback_metrics
         line = (
             f"step {trainer.global_step:,}/{trainer.max_steps:,}  val loss {f['val/loss']:.4f}  "
             f"perplexity {f['val/perplexity']:.3f}  bpc {f['val/bpc']:.4f}"

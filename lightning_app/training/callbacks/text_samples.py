@@ -1,35 +1,33 @@
 """Samples of generated text in TensorBoard, at each validation."""
 
+from collections.abc import Sequence
+
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
 
-from lightning_app.generation.generate import generate_text
 from lightning_app.generation.options import GenerateOptions
+from lightning_app.training.module import CharGPT
+
+NAMES = ("unprompted", "prompted")
 
 
 class TextSamples(Callback):
-    """At each validation, what the model writes after two fixed prompts, to TensorBoard: nothing at
-    all, and the first line of the validation text."""
+    """Writes to TensorBoard, at each validation, what the model generates: from nothing, and after
+    a fixed prompt."""
 
-    options = GenerateOptions(max_new_tokens=200)
+    def __init__(self, prompt: str, max_new_tokens: int = 200) -> None:
+        self.prompts: Sequence[str] = ("", prompt)
+        self.options = GenerateOptions(max_new_tokens=max_new_tokens)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         boards = [x for x in trainer.loggers if isinstance(x, TensorBoardLogger)]
-        sharded = pl_module.device_mesh is not None  # no process has a network to write with
-        if not boards or trainer.state.fn != "fit" or sharded:
+        sharded = pl_module.device_mesh is not None  # no process has a whole network
+        if not boards or trainer.state.fn != TrainerFn.FITTING or sharded:
             return
-        head = trainer.datamodule.split("val")[: min(40, pl_module.hparams.block_size)]
-        line = pl_module.tokenizer.whole(pl_module.tokenizer.decode(head)).split("\n")[0]
-        prompts = ["", line + "\n" if "\n" in pl_module.tokenizer.ids else line]
-        texts = generate_text(
-            pl_module.gpt,
-            pl_module.tokenizer,
-            prompts,
-            self.options,
-            seed=0,
-            unigram=pl_module.unigram,
-        )
-        for name, prompt, text in zip(("unprompted", "prompted"), prompts, texts, strict=True):
-            block = "".join(f"    {row}\n" for row in (prompt + text).split("\n"))  # Markdown code
+        assert isinstance(pl_module, CharGPT)
+        texts = pl_module.generate_texts(list(self.prompts), self.options, seed=0)
+        for name, text in zip(NAMES, texts, strict=True):
+            block = "".join(f"    {row}\n" for row in text.split("\n"))  # code, in Markdown
             for board in boards:
                 board.experiment.add_text(f"samples/{name}", block, trainer.global_step)

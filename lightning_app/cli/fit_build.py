@@ -1,0 +1,233 @@
+"""Everything that a `fit` trains with, built from its options: data, network, Trainer."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+
+from lightning_app import hardware
+from lightning_app.cli.fit_options import FitRequest
+from lightning_app.cli.trainer_flags import make_trainer
+from lightning_app.data.datamodule import CharDataModule
+from lightning_app.errors import UserError
+from lightning_app.model.gpt import GPTConfig
+from lightning_app.runs.checkpoint import TrainedModel
+from lightning_app.runs.finetuning import inherit
+from lightning_app.runs.folders import LOGS
+from lightning_app.runs.resume import Start
+from lightning_app.training.callbacks.progress_bar import TrainingProgressBar
+from lightning_app.training.callbacks.run_checkpoints import RunCheckpoints
+from lightning_app.training.callbacks.stopping import StopWithoutImprovement, TimeLimit
+from lightning_app.training.callbacks.text_samples import TextSamples
+from lightning_app.training.checkpoint_io import AtomicCheckpointIO
+from lightning_app.training.module import CharGPT
+from lightning_app.training.signals import Signals
+
+COMPILE_SECONDS = 15  # with a cold cache 20 to 60, warm 3
+EAGER = 2  # how many times as long a step takes that is not compiled
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that a run trains with."""
+
+    data: CharDataModule
+    model: CharGPT
+    trainer: Trainer
+    checkpoints: RunCheckpoints
+    signals: Signals
+    facts: dict[str, Any]  # of the run as its checkpoints keep them; see `runs.resume`
+    seconds: float  # that all its steps take, about
+    lines: list[str]  # to say: what was taken from another run
+
+
+def build(request: FitRequest, start: Start, source: TrainedModel | None) -> Job:
+    """Build the job; `source` is the network that a new run begins with. Raises UserError."""
+    config = request.parser.instantiate_classes(request.config)
+    data = CharDataModule(**config.data, seed=config.seed_everything)
+    data.check_train_split()
+    data.eval_batches("val")  # raises where the validation split is empty
+    config.generate.resolve()  # finds contradictions before training
+    accelerator = hardware.choose_accelerator(str(config.trainer.accelerator))
+    precision = config.trainer.precision or hardware.choose_precision(accelerator)
+    network = GPTConfig(
+        vocab_size=len(data.alphabet), block_size=data.block_size, **vars_of(config.model)
+    )
+    compiled, seconds = plan(config, network, accelerator, str(precision), request.dev_run)
+    torch.manual_seed(config.seed_everything)  # initial weights; steps seed themselves
+    model = CharGPT(
+        alphabet=data.alphabet,
+        block_size=data.block_size,
+        **vars_of(config.model),
+        unit=data.unit,
+        counts=data.counts(),
+        optim=config.optim,
+        schedule=config.schedule,
+        generation=config.generate,
+        seed=config.seed_everything,
+        compile_network=compiled,
+    )
+    lines = inherit(model.gpt, model.tokenizer, source) if source else []
+    signals = Signals()
+    describe = describer(config, data, model, accelerator, start.origin)
+    checkpoints = RunCheckpoints(
+        request.folder / "checkpoints",
+        describe,
+        signals,
+        config.checkpoint_every_steps,
+        config.checkpoint_every_seconds,
+    )
+    flags = dict(config.trainer)
+    flags["precision"] = precision
+    if flags["deterministic"] is None and accelerator == "cpu":
+        flags["deterministic"] = True  # bit-exact resume; on a CPU it costs nothing
+    flags["logger"] = [] if request.dev_run else loggers(request, flags["logger"], start.step)
+    flags["plugins"] = [*as_list(flags["plugins"]), *plugins()]
+    flags["callbacks"] = [checkpoints, *callbacks(config, data, model)]
+    trainer = make_trainer(flags)
+    return Job(data, model, trainer, checkpoints, signals, describe(trainer), seconds, lines)
+
+
+def vars_of(options: Namespace) -> dict[str, Any]:
+    return dict(options.items())
+
+
+def as_list(given: Any) -> list[Any]:
+    """A Trainer flag that takes one thing, several or none."""
+    return list(given) if isinstance(given, (list, tuple)) else [given] if given else []
+
+
+def plan(
+    config: Namespace, network: GPTConfig, accelerator: str, precision: str, dev_run: bool
+) -> tuple[bool, float]:
+    """Whether to compile, and about how many seconds all the steps take.
+
+    With --compile auto, a run compiles that wins ten times what compiling takes. Raises UserError
+    for --compile true without a compiler.
+    """
+    can_compile = hardware.can_compile(accelerator)
+    if config.compile is True and not can_compile:
+        raise UserError(
+            "--compile true finds no C++ compiler with Python's headers (Debian: apt install "
+            "g++ python3-dev); install them, or leave --compile at auto"
+        )
+    characters = config.trainer.max_steps * config.trainer.accumulate_grad_batches
+    characters *= config.data.batch_size * config.data.block_size
+    per_flop = hardware.seconds_per_flop(accelerator, precision, network.n_embd)
+    seconds = characters * network.flops_per_character() * per_flop  # compiled
+    worthwhile = EAGER * seconds > 10 * COMPILE_SECONDS
+    compiled = config.compile is True or (
+        config.compile == "auto" and not dev_run and can_compile and worthwhile
+    )
+    return compiled, seconds if compiled else EAGER * seconds
+
+
+def loggers(request: FitRequest, given: Any, step: int) -> list[Logger]:
+    """TensorBoard in the run's folder, unless the Trainer's flag says otherwise."""
+    chosen: list[Logger] = [] if given in (None, True, False) else as_list(given)
+    if given in (None, True):
+        # points after the checkpoint's step are trained, and logged, again
+        purge = step + 1 if step else 0
+        board = TensorBoardLogger(
+            LOGS, request.run, version="", default_hp_metric=False, purge_step=purge
+        )
+        chosen = [board]
+    if request.config.wandb:
+        try:
+            from lightning.pytorch.loggers import WandbLogger
+
+            chosen.append(
+                WandbLogger(name=request.run, save_dir=request.folder, project="char-gpt")
+            )
+        except ModuleNotFoundError:
+            raise UserError("--wandb true needs wandb: pip install -e '.[wandb]'") from None
+    return chosen
+
+
+def plugins() -> list[Any]:
+    """Checkpoints by our own reader and writer; SLURM without its own requeueing, which would save
+    checkpoints of its own."""
+    slurm = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
+    return [*([SLURMEnvironment(auto_requeue=False)] if slurm else []), AtomicCheckpointIO()]
+
+
+def callbacks(config: Namespace, data: CharDataModule, model: CharGPT) -> list[Callback]:
+    """The user's callbacks, then ours."""
+    chosen: list[Callback] = [
+        *as_list(config.trainer.callbacks),
+        TextSamples(first_line(data, model)),
+    ]
+    if config.trainer.enable_progress_bar is not False:
+        chosen.append(TrainingProgressBar())
+    if patience := config.early_stopping_patience:
+        chosen.append(StopWithoutImprovement("val/loss", patience=patience))
+    if config.trainer.max_time is not None:
+        chosen.append(TimeLimit(config.trainer.max_time))
+    return chosen
+
+
+def first_line(data: CharDataModule, model: CharGPT) -> str:
+    """The first line of the validation text, or as much of it as the samples' prompt takes."""
+    tokenizer = model.tokenizer
+    head = data.ids("val")[: min(40, data.block_size)]
+    line = tokenizer.whole(tokenizer.decode(head)).split("\n")[0]
+    return line + "\n" if "\n" in tokenizer.ids else line
+
+
+def describer(
+    config: Namespace, data: CharDataModule, model: CharGPT, accelerator: str, origin: str | None
+) -> Callable[[Trainer], dict[str, Any]]:
+    """A function of the Trainer that gives the facts of this run as checkpoints keep them."""
+    optim = asdict(model.optim)
+    optimizer = optim.pop("name")
+    network = {
+        f.name: getattr(model.gpt.config, f.name)
+        for f in fields(GPTConfig)
+        if f.name not in ("dropout", "block_size")
+    }
+
+    def describe(trainer: Trainer) -> dict[str, Any]:
+        accumulate = trainer.accumulate_grad_batches
+        return {
+            "network": network,
+            "corpus": data.split_text.corpus.name,
+            "fingerprint": data.text.fingerprint,
+            "alphabet": data.alphabet,
+            "splits": data.source.splits,
+            "hold_out": data.source.hold_out,
+            "unit": data.unit,
+            "seed": config.seed_everything,
+            "block_size": data.block_size,
+            "global_batch": data.batch_size * accumulate * trainer.world_size,
+            "optimizer": optimizer,
+            "schedule": asdict(model.schedule),
+            "window_schedule": data.window_schedule,
+            "max_steps": trainer.max_steps,
+            "replace_names": data.replace_names,
+            "dropout": model.gpt.config.dropout,
+            "optim": optim,
+            "intervals": {
+                "val_check_interval": config.trainer.val_check_interval,
+                "log_every_n_steps": config.trainer.log_every_n_steps,
+                "checkpoint_every_steps": config.checkpoint_every_steps,
+                "checkpoint_every_seconds": config.checkpoint_every_seconds,
+            },
+            "logger": ", ".join(type(x).__name__ for x in trainer.loggers) or "none",
+            "patience": config.early_stopping_patience,
+            "origin": origin,
+            "device": accelerator,
+            "precision": str(trainer.precision),
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "compile": model.compile_network,
+            "processes": trainer.world_size,
+            "accumulate": accumulate,
+        }
+
+    return describe

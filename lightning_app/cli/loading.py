@@ -1,0 +1,72 @@
+"""What commands that use a trained run share: find its checkpoint, load it, rebuild its data."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_app.cli.configs import read_configs, run_name
+from lightning_app.cli.parsing import Parser
+from lightning_app.data.splits import TextSource
+from lightning_app.errors import UserError
+from lightning_app.runs.checkpoint import TrainedModel, load
+from lightning_app.runs.folders import find_checkpoint
+
+if TYPE_CHECKING:
+    from lightning_app.data.datamodule import CharDataModule
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A trained network and where it was found."""
+
+    name: str | None  # of the run; None where only a file is known
+    path: Path
+    trained: TrainedModel
+
+
+def add_run_arguments(parser: Parser) -> None:
+    add = parser.add_argument
+    add("--run", type=str | None, help="The run (default: the config's, else the newest).")
+    add("--ckpt_path", type=str | None, help="A checkpoint file, or best or last of the run.")
+    add("--debug", type=bool, default=False, help="Show tracebacks.")
+
+
+def load_run(config: Any, configs: list[Path]) -> LoadedRun:
+    """The checkpoint that --run, --ckpt_path and the configs mean. Raises UserError."""
+    name = run_name(config.run or read_configs(configs).get("run"), configs)
+    path = find_checkpoint(config.ckpt_path, name)
+    return LoadedRun(name, path, load(path))
+
+
+def rebuild_data(
+    trained: TrainedModel, given: dict[str, Any], eval_stride: int | None = None
+) -> "CharDataModule":
+    """The data a network was trained on, with what is `given` in place of some of it.
+
+    Raises UserError when the text is not the same any more, or has characters unknown to it.
+    """
+    from lightning_app.data.datamodule import CharDataModule
+
+    source = trained.source(**{k: v for k, v in given.items() if k in TextSource.names()})
+    sizes = {
+        "block_size": trained.gpt.config.block_size,
+        "batch_size": trained.data.get("batch_size", 32),
+    }
+    sizes |= {k: given[k] for k in sizes if k in given}
+    if sizes["block_size"] > trained.gpt.config.block_size:
+        raise UserError(
+            f"--data.block_size {sizes['block_size']} is more than the network's "
+            f"{trained.gpt.config.block_size}"
+        )
+    data = CharDataModule(
+        **asdict(source),
+        **sizes,
+        alphabet=trained.tokenizer.alphabet,
+        eval_stride=eval_stride,
+    )
+    if "corpus" not in given and data.text.fingerprint != trained.data["fingerprint"]:
+        raise UserError(
+            f"the corpus {source.corpus} has changed since the run was trained; to score it as it "
+            f"is now: --data.corpus {source.corpus}"
+        )
+    return data

@@ -1,0 +1,114 @@
+"""Batches of character windows, as iterables that work with a Trainer and without one."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lightning_app.data.name_replacement import NameReplacer
+from lightning_app.data.windows import (
+    TrainStream,
+    WindowSchedule,
+    count_eval_windows,
+    eval_batch,
+    train_batch,
+    window_size,
+    windows_per_epoch,
+)
+
+Batch = tuple[Tensor, Tensor]  # idx, targets: int64 (B, T) each; a target of -1 is padding
+
+
+@dataclass
+class TrainBatches:
+    """Training micro-batches of one process, an epoch at a time.
+
+    What a micro-batch holds is decided by its number, whatever happened before, so a run that is
+    resumed at a number reads on as if it had never stopped. An epoch begins at `position()`, or
+    where the last one ended.
+    """
+
+    ids: NDArray  # of the training text
+    stream: TrainStream
+    process: int  # of stream.processes
+    schedule: WindowSchedule
+    max_steps: int  # of the run, for the schedule; -1 is not known
+    length: int | None  # micro-batches in an epoch; None is endless
+    position: Callable[[], int] | None = None  # number of the micro-batch that comes next
+    cycle: int | None = None  # repeat the first so many micro-batches over and over
+    replacer: NameReplacer | None = None
+    served: int = 0  # micro-batches
+
+    def __len__(self) -> int:
+        if self.length is None:
+            raise TypeError("the stream of training batches is endless")
+        return self.length
+
+    def __iter__(self) -> Iterator[Batch]:
+        k = self.served if self.position is None else self.position()
+        end = None if self.length is None else k + self.length
+        while end is None or k < end:
+            self.served = k + 1
+            yield self.batch(k)
+            k += 1
+
+    def batch(self, k: int) -> Batch:
+        """Micro-batch number k of this process."""
+        s = self.stream
+        size = window_size(k // s.accumulate, self.max_steps, s.block_size, self.schedule)
+        step, micro_batch = divmod(k % self.cycle if self.cycle else k, s.accumulate)
+        windows, keys = train_batch(self.ids, s, step, micro_batch, self.process, size)
+        if self.replacer is not None:
+            self.replacer.replace(windows, keys)
+        return torch.from_numpy(windows[:, :-1]), torch.from_numpy(windows[:, 1:])
+
+
+def batches_per_pass(stream: TrainStream) -> int:
+    """How many micro-batches read the training text about once: whole steps, at least one."""
+    windows = windows_per_epoch(stream.characters, stream.block_size)
+    per_step = stream.batch_size * stream.processes * stream.accumulate
+    return max(1, windows // per_step) * stream.accumulate
+
+
+@dataclass
+class EvalBatches(Sequence[Batch]):
+    """The characters first..last-1 of a text in windows side by side, each scored exactly once.
+
+    Processes take turns; all have the same number of batches, the last ones padded.
+    """
+
+    ids: NDArray  # of the whole text
+    first: int
+    last: int
+    block_size: int
+    stride: int  # characters that a window scores, at its end
+    batch_size: int
+    process: int = 0
+    processes: int = 1
+    id_map: NDArray[np.int64] | None = None  # the network's id for each of the text's
+
+    def __len__(self) -> int:
+        count = count_eval_windows(self.first, self.last, self.stride)
+        return -(-count // (self.batch_size * self.processes))
+
+    @overload
+    def __getitem__(self, i: int) -> Batch: ...
+    @overload
+    def __getitem__(self, i: slice) -> Sequence[Batch]: ...
+    def __getitem__(self, i: int | slice) -> Batch | Sequence[Batch]:
+        if isinstance(i, slice):
+            return [self[j] for j in range(*i.indices(len(self)))]
+        if not 0 <= i < len(self):
+            raise IndexError(f"batch {i} of {len(self)}")
+        row = (i * self.processes + self.process) * self.batch_size
+        rows = np.arange(row, row + self.batch_size)
+        idx, targets = eval_batch(
+            self.ids, self.first, self.last, self.block_size, self.stride, rows
+        )
+        if self.id_map is not None:
+            idx, targets = self.id_map[idx], np.where(targets < 0, -1, self.id_map[targets])
+        return torch.from_numpy(idx), torch.from_numpy(targets)
