@@ -101,7 +101,7 @@ def after(cli: "FitCLI") -> list[str]:
     )
     example = "O God, O God!"
     if cli.datamodule.corpus not in ("shakespeare", "tiny_shakespeare"):
-        example = " ".join(trained.tokenizer.whole(text).split())[:20]
+        example = " ".join(trained.tokenizer.drop_invalid(text).split())[:20]
     return [
         *lines,
         "",

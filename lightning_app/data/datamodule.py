@@ -183,7 +183,7 @@ class CharDataModule(L.LightningDataModule):
         self.setup()
         tokenizer = Tokenizer(alphabet, self.unit)
         if missing := [c for c in self.text.alphabet if c not in tokenizer.ids]:
-            raise UserError(tokenizer.explain(missing, f"the corpus {self.corpus}"))
+            raise UserError(tokenizer.describe_missing(missing, f"the corpus {self.corpus}"))
         if alphabet != self.text.alphabet:
             self.ids_of = np.array([tokenizer.ids[c] for c in self.text.alphabet], dtype=np.int64)
 

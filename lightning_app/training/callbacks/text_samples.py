@@ -19,7 +19,7 @@ class TextSamples(Callback):
         if not boards or trainer.state.fn != "fit" or sharded:
             return
         head = trainer.datamodule.split("val")[: min(40, pl_module.hparams.block_size)]
-        line = pl_module.tokenizer.whole(pl_module.tokenizer.decode(head)).split("\n")[0]
+        line = pl_module.tokenizer.drop_invalid(pl_module.tokenizer.decode(head)).split("\n")[0]
         prompts = ["", line + "\n" if "\n" in pl_module.tokenizer.ids else line]
         texts = generate_text(
             pl_module.gpt,
