@@ -133,7 +133,7 @@ def suspicion(c: str) -> str:
 
 
 def text_notes(text: EncodedText, files: Sequence[Path], counts: np.ndarray) -> tuple[str, ...]:
-    """What is probably wrong with a text as a whole."""
+    """What reading changes in a text, and probable errors that concern more than one character."""
     return (
         *text.notes,
         *line_end_notes(files),

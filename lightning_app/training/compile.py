@@ -10,8 +10,8 @@ def set_up_compiler() -> None:
     Inductor, x86-64 Linux: GCC's pass tree-slp-vectorize is turned off. With it, GCC 12.2 for
     Sapphire Rapids compiles copies of transposed bfloat16 matrices incorrectly: 31 of 32 rows were
     lost, and gradients became nan. PyTorch turns off the related pass tree-loop-vectorize for the
-    same reason (pytorch issue 115261). The speed is the same, because Inductor writes its loops
-    with vector instructions. A `march` that the user has set is not changed.
+    same reason (pytorch issue 115261). Inductor's code does not need either pass: its loops are
+    written with vector instructions. A `march` that the user has set is not changed.
 
     AOTAutograd: graphs with a custom autograd function (model.attention) are cached on disk, which
     is off by default. Its source code is part of the cache's key. Loading a graph takes about one

@@ -108,8 +108,8 @@ def test_held_out_text_that_occurs_in_the_training_text_is_found(inspect):
     assert 400 <= by_split["val", "train"].characters < 405  # a neighbour may agree by chance
     assert 200 <= by_split["test", "val"].characters < 205
     assert by_split["test", "train"].characters == 0
-    ((place, length, text),) = by_split["val", "train"].examples
-    assert 8595 < place <= 8600
+    ((position, length, text),) = by_split["val", "train"].examples
+    assert 8595 < position <= 8600
     assert 400 <= length < 405
     assert text in train
     assert any("% of val occurs in train" in line for line in inspection_lines(found))

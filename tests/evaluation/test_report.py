@@ -74,15 +74,15 @@ def test_every_scored_character_is_collected_in_reading_order():
     targets = torch.cat([t for _, t in some])
     i = 0
     for row in range(12):
-        for place in range(4, 12):
-            expected = p[row, place]
-            assert found.targets[i] == targets[row, place]
-            assert found.positions[i] == place
+        for position in range(4, 12):
+            expected = p[row, position]
+            assert found.targets[i] == targets[row, position]
+            assert found.positions[i] == position
             assert found.losses[i] == pytest.approx(
-                -float(expected[targets[row, place]].log()), abs=1e-5
+                -float(expected[targets[row, position]].log()), abs=1e-5
             )
             assert found.confidence[i] == pytest.approx(float(expected.max()), abs=1e-6)
-            assert found.correct[i] == (expected.argmax() == targets[row, place])
+            assert found.correct[i] == (expected.argmax() == targets[row, position])
             i += 1
     assert i == len(found.losses)
 
