@@ -1,8 +1,8 @@
-"""The one exception for what a user can cause and mend."""
+"""The exception for mistakes that a user can correct."""
 
 
 class UserError(Exception):
-    """A mistake with a remedy: one line that names the thing and says what to do.
+    """A mistake that a user can correct. The message is one line that names it and the remedy.
 
-    The command line prints it as `error: ...` and exits with code 2; a traceback would hide it.
+    The command line prints `error: ` and this line instead of a traceback, and exits with code 2.
     """

@@ -1,13 +1,16 @@
-"""Files that are whole or absent, and locks between processes."""
+"""Atomic writes, locks between processes, and a check that a file can be read."""
 
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from filelock import FileLock
+
+from lightning_app.errors import UserError
 
 
 def lock_file(path: Path) -> FileLock:
@@ -23,10 +26,11 @@ def lock_file(path: Path) -> FileLock:
 
 @contextmanager
 def atomic_write(path: Path, previous: Path | None = None) -> Iterator[IO[Any]]:
-    """Open a temporary file beside `path`; once it is written and synced, rename it to `path`.
+    """Open a temporary file in the folder of `path`; on exit, sync it and rename it to `path`.
 
-    After a crash, a kill or a full disk, `path` holds either its old or its new content. With
-    `previous`, the old file is kept under that name. Two processes must not write one path at once.
+    After a crash, a kill or a full disk, `path` has either its old or its new content. With
+    `previous`, the old file is kept under that name. Two processes must not write to one path at
+    the same time.
     """
     temporary = path.with_name(f"{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,23 +49,55 @@ def atomic_write(path: Path, previous: Path | None = None) -> Iterator[IO[Any]]:
 
 
 @contextmanager
-def temporary_folder(goal: Path) -> Iterator[Path]:
-    """An empty folder beside `goal`, removed on exit: rename it, or a file in it, to its place.
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """An empty folder `path`.part, deleted on exit; rename it, or files in it, before that.
 
-    The caller holds a lock, so a folder of this name was left by a process that was killed.
+    The caller must hold a lock: an existing folder of this name is taken for the remains of a
+    process that was killed, and is deleted.
     """
-    part = goal.with_name(f"{goal.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    temporary = path.with_name(f"{path.name}.part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
     try:
-        yield part
+        yield temporary
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def locked_temporary_folder(name: str, parent: Path) -> Iterator[Path]:
+    """An empty folder in which one process at a time prepares `name`, to be renamed into `parent`.
+
+    Raises UserError where `parent` cannot be written.
+    """
+    try:
+        with (
+            lock_file(parent / f".{name}.lock"),
+            temporary_folder(parent / f".{name}") as temporary,
+        ):
+            yield temporary
+    except OSError as error:
+        raise UserError(
+            f"cannot write {name} to {parent}: {error.strerror or error}; "
+            "make that folder writable or choose another"
+        ) from error
+
+
+def check_readable(file: Path) -> Path:
+    """`file` itself. Raises UserError unless it is a regular file that this process may read."""
+    try:
+        # Opening a named pipe would block until another process writes to it.
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise UserError(f"{file} is not a regular file; save its text to a file and name that")
+        file.open("rb").close()
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}; check its permissions") from error
+    return file
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` survive a power cut. Windows cannot open a folder, and its renames
-    need no sync."""
+    """Make renames in `folder` survive a power failure. Windows cannot open a folder, and does not
+    need this."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         os.fsync(descriptor)

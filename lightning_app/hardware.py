@@ -1,4 +1,4 @@
-"""What this machine has: the precision that suits it, a compiler, how fast it multiplies."""
+"""What this machine can do: its accelerator, precision, compiler, and speed."""
 
 import os
 import shutil
@@ -10,28 +10,36 @@ import torch
 
 from lightning_app.errors import UserError
 
+# Constants of seconds_per_flop, fitted to measured times of compiled training steps.
+CPU_MATMUL_EFFICIENCY = 0.95  # of the matmul rate that 1024 x 1024 matrices reach
+GPU_EFFICIENCY = 0.45  # of the matmul rate that 4096 x 4096 matrices reach, everything included
+CPU_ELEMENTWISE_SECONDS = 5e-10  # per FLOP and 1 / width; three CPUs differed little
+
 
 def multiplies_bf16(accelerator: str) -> bool:
-    """Whether the hardware multiplies bfloat16 itself. Emulated on a CPU, a product takes a hundred
-    times as long as in float32."""
+    """Whether the hardware has instructions for bfloat16 matrix products.
+
+    Without them a CPU takes about a hundred times as long as with float32.
+    """
     if accelerator in ("gpu", "cuda"):
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    cpu = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    return accelerator == "cpu" and cpu()
+    return accelerator == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False)
 
 
 def choose_precision(accelerator: str) -> str:
-    """Lightning's name of the fastest precision that trains safely on the hardware."""
+    """Lightning's name of the fastest precision with which training is stable on this hardware."""
     if multiplies_bf16(accelerator):
         return "bf16-mixed"
     return "16-mixed" if accelerator == "gpu" else "32-true"
 
 
 def choose_accelerator(flag: str) -> str:
-    """cpu, gpu or mps for the Trainer's `accelerator` flag. Raises UserError for one that is not
-    known, or not here."""
+    """cpu, gpu or mps for the Trainer's flag `accelerator`.
+
+    Raises UserError if it is unknown, or not available on this machine.
+    """
     if flag not in ("auto", "cpu", "gpu", "cuda", "mps"):
-        raise UserError(f"--trainer.accelerator {flag} is none of auto, cpu, gpu, cuda, mps")
+        raise UserError(f"--trainer.accelerator {flag}: use one of auto, cpu, gpu, cuda, mps")
     if flag in ("cuda", "gpu", "auto") and torch.cuda.is_available():
         return "gpu"
     if flag in ("mps", "gpu", "auto") and torch.backends.mps.is_available():
@@ -42,8 +50,8 @@ def choose_accelerator(flag: str) -> str:
 
 
 def can_compile(accelerator: str) -> bool:
-    """Whether torch.compile finds what it needs: Triton for a GPU, else a C++ compiler and the
-    headers of Python."""
+    """Whether torch.compile has what it needs: Triton on a GPU, otherwise a C++ compiler and
+    Python's header files."""
     if accelerator == "gpu":
         return os.name == "posix"
     compiler = os.environ.get("CXX") or next(
@@ -54,27 +62,29 @@ def can_compile(accelerator: str) -> bool:
 
 
 def matmul_flops_per_second(accelerator: str, precision: str, seconds: float = 0.2) -> float:
-    """Measured FLOP/s of a matrix product in this precision."""
+    """FLOP/s of large matrix products in this precision, measured for `seconds`."""
     device = {"gpu": "cuda"}.get(accelerator, accelerator)
     half = torch.float16 if precision.startswith("16") else torch.bfloat16
     dtype = torch.float32 if precision.startswith("32") else half
     size = 4096 if accelerator == "gpu" else 1024
     a = torch.randn(size, size, device=device, dtype=dtype)
     (a @ a).sum().item()  # warm up
-    began, n = time.perf_counter(), 0
-    while time.perf_counter() - began < seconds:
+    start, n = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
         (a @ a)[0, 0].item()
         n += 1
-    return n * 2 * size**3 / (time.perf_counter() - began)
+    return n * 2 * size**3 / (time.perf_counter() - start)
 
 
 def seconds_per_flop(accelerator: str, precision: str, width: int) -> float:
-    """About how long a FLOP of compiled training takes, everything of a step included.
+    """An estimate of the time of a compiled training step, divided by its FLOPs (n_embd = `width`).
 
-    On a CPU that is the product's share and that of the element-wise work, of which there is the
-    less the wider the network is, and which took about as long on three different ones.
+    On a CPU it is the time of the matrix products, at the measured rate, plus that of element-wise
+    operations (norms, activations, dropout). FLOPs per character grow as width squared and
+    element-wise operations as width, so the latter's time per FLOP falls as 1 / width. On a GPU one
+    factor covers both.
     """
     rate = matmul_flops_per_second(accelerator, precision)
     if accelerator == "cpu":
-        return 1 / (0.95 * rate) + 5e-10 / width
-    return 1 / (0.45 * rate)
+        return 1 / (CPU_MATMUL_EFFICIENCY * rate) + CPU_ELEMENTWISE_SECONDS / width
+    return 1 / (GPU_EFFICIENCY * rate)

@@ -176,7 +176,7 @@ def first_line(data: CharDataModule, model: CharGPT) -> str:
     """The first line of the validation text, or as much of it as the samples' prompt takes."""
     tokenizer = model.tokenizer
     head = data.ids("val")[: min(40, data.block_size)]
-    line = tokenizer.whole(tokenizer.decode(head)).split("\n")[0]
+    line = tokenizer.drop_invalid(tokenizer.decode(head)).split("\n")[0]
     return line + "\n" if "\n" in tokenizer.ids else line
 
 

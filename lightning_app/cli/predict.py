@@ -210,7 +210,8 @@ def say_overlaps(trained: TrainedModel, texts: list[str], training: SplitText | 
     if training is None:
         return
     indexes = [
-        WindowIndex(trained.tokenizer.encode(trained.tokenizer.whole(t)), SPAN) for t in texts
+        WindowIndex(trained.tokenizer.encode(trained.tokenizer.drop_invalid(t)), SPAN)
+        for t in texts
     ]
     spans = [passages(where, SPAN) for where in find_windows(indexes, training.ids("train"))]
     for number, (index, of_text) in enumerate(zip(indexes, spans, strict=True), 1):

@@ -98,7 +98,7 @@ def after(request: "FitRequest", job: "Job", seconds: float) -> list[str]:
     text = trained.generate(prompt, seed=request.config.seed_everything, max_new_tokens=300)
     example = "O God, O God!"
     if job.data.source.corpus not in ("shakespeare", "tiny_shakespeare"):
-        example = " ".join(trained.tokenizer.whole(text).split())[:20]
+        example = " ".join(trained.tokenizer.drop_invalid(text).split())[:20]
     return [
         *lines,
         "",

@@ -1,30 +1,30 @@
-"""Published texts, fetched once against a hash. A file put in their place by hand is as good."""
+"""Published texts, downloaded once and checked against a hash, or put in their place by hand."""
 
 import hashlib
 import sys
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from lightning_app.data.encoding import Unit
 from lightning_app.errors import UserError
-from lightning_app.files import lock_file, temporary_folder
+from lightning_app.files import check_readable, locked_temporary_folder
 
-CHUNK = 1 << 20
-TIMEOUT = 30  # seconds without an answer
-ATTEMPTS = 3
+CHUNK_SIZE = 1 << 20  # bytes
+TIMEOUT_SECONDS = 30  # without an answer
+MAX_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
 class Download:
-    """A text at `url`, by itself or as the only file in a zip archive."""
+    """A text at `url`, plain or as the only file in a zip archive."""
 
-    file: str  # its name below data_dir
+    file_name: str  # in the data folder
     url: str
-    sha256: str  # of what is at the url
+    sha256: str  # of the file at the url
     text_hash: str  # algorithm:digest of the text itself
-    bytes: int  # of the text
+    text_size: int  # bytes
+    unit: Unit = "char"  # the default of --data.unit
 
     @property
     def zipped(self) -> bool:
@@ -52,82 +52,88 @@ DOWNLOADS = {
         "547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc",
         "sha256:2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8",
         100_000_000,
+        unit="byte",  # published figures are bits per byte
     ),
 }
 
 
-def is_published(file: Path, what: Download) -> bool:
-    """Whether a file is the text as published."""
-    if file.stat().st_size != what.bytes:
+def downloaded_file(name: str, data_dir: Path) -> Path:
+    """The text `name` of DOWNLOADS in `data_dir`, downloaded if it is not there.
+
+    Raises UserError if the download fails, or the file there is not the published text.
+    """
+    download = DOWNLOADS[name]
+    file = data_dir / download.file_name
+    if not file.exists():
+        with locked_temporary_folder(name, data_dir) as temporary:
+            if not file.exists():  # another process may have downloaded it meanwhile
+                fetch(download, temporary, file).rename(file)
+    if not is_published(check_readable(file), download):
+        raise UserError(
+            f"{file} differs from the published {name}: delete it to download that, "
+            "or rename it and give its path as the corpus"
+        )
+    return file
+
+
+def is_published(file: Path, download: Download) -> bool:
+    """Whether a file has the size and the hash of the published text."""
+    if file.stat().st_size != download.text_size:
         return False
-    algorithm, expected = what.text_hash.split(":")
+    algorithm, expected = download.text_hash.split(":")
     digest = hashlib.new(algorithm, usedforsecurity=False)
     with file.open("rb") as opened:
-        while piece := opened.read(CHUNK):
-            digest.update(piece)
+        while chunk := opened.read(CHUNK_SIZE):
+            digest.update(chunk)
     return digest.hexdigest() == expected
 
 
-def fetch(what: Download, folder: Path, goal: Path) -> Path:
-    """The text, fetched into an empty `folder`; broken and wrong answers are asked for again.
+def fetch(download: Download, folder: Path, target: Path) -> Path:
+    """Download a text into an empty `folder`, with retries, and return its path there.
 
-    Raises UserError, naming `goal` as the place to put the file by hand.
+    Raises UserError, which names `target` as the place where the user can put the file instead.
     """
-    by_hand = f"put the file at {goal} by hand"
+    by_hand = f"put the file at {target} by hand"
     try:
-        import pooch  # slow to import, and needed once
+        import pooch  # takes long to import, and is needed once
     except ImportError as error:
         raise UserError(
-            f"fetching {goal.name} needs pooch: pip install pooch, or {by_hand}"
+            f"downloading {target.name} needs pooch: pip install pooch, or {by_hand}"
         ) from error
-    name = what.url.rsplit("/", 1)[1]
+    name = download.url.rsplit("/", 1)[1]
     source = pooch.create(
         path=folder,
         base_url="",
-        registry={name: f"sha256:{what.sha256}"},
-        urls={name: what.url},
-        retry_if_failed=ATTEMPTS - 1,
+        registry={name: f"sha256:{download.sha256}"},
+        urls={name: download.url},
+        retry_if_failed=MAX_ATTEMPTS - 1,
     )
-    bar = sys.stderr.isatty() and what.bytes > 10 * CHUNK
+    bar = sys.stderr.isatty() and download.text_size > 10 * CHUNK_SIZE
+    file = folder / download.file_name
     try:
-        source.fetch(name, downloader=pooch.HTTPDownloader(progressbar=bar, timeout=TIMEOUT))
-        if what.zipped:
-            unpack(folder / name, folder / what.file, what)
+        downloader = pooch.HTTPDownloader(progressbar=bar, timeout=TIMEOUT_SECONDS)
+        source.fetch(name, downloader=downloader)
+        if download.zipped:
+            unpack(folder / name, file, download.text_size)
         else:
-            (folder / name).rename(folder / what.file)
+            (folder / name).rename(file)
     except Exception as error:  # of requests, urllib3, ssl, pooch, zipfile: the remedy is the same
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"could not fetch {what.url} ({reason}); {by_hand}") from error
-    if not is_published(folder / what.file, what):
-        raise UserError(f"what {what.url} holds is not {goal.name} as published; {by_hand}")
-    return folder / what.file
+        raise UserError(f"could not download {download.url} ({reason}); {by_hand}") from error
+    if not is_published(file, download):
+        raise UserError(
+            f"the file at {download.url} differs from the published {target.name}; {by_hand}"
+        )
+    return file
 
 
-def unpack(archive: Path, file: Path, what: Download) -> None:
+def unpack(archive: Path, file: Path, size: int) -> None:
+    """Write the only file of a zip archive to `file`. Raises ValueError unless it has `size`
+    bytes, before anything is written."""
     with zipfile.ZipFile(archive) as opened:
         (entry,) = opened.infolist()
-        if entry.file_size != what.bytes:
-            raise ValueError(f"{entry.filename} has {entry.file_size} bytes, not {what.bytes}")
-        with opened.open(entry) as source, file.open("wb") as target:
-            while piece := source.read(CHUNK):
-                target.write(piece)
-
-
-@contextmanager
-def writing(data_dir: Path, name: str) -> Iterator[Path]:
-    """An empty folder to make a named corpus in, for one process at a time.
-
-    What is renamed out of it appears whole or not at all. Raises UserError where `data_dir` cannot
-    be written.
-    """
-    try:
-        with (
-            lock_file(data_dir / f".{name}.lock"),
-            temporary_folder(data_dir / f".{name}") as part,
-        ):
-            yield part
-    except OSError as error:
-        raise UserError(
-            f"cannot write {name} to {data_dir}: {error.strerror or error}; "
-            "make that folder writable or choose another"
-        ) from error
+        if entry.file_size != size:
+            raise ValueError(f"{entry.filename} has {entry.file_size} bytes, not {size}")
+        with opened.open(entry) as source, file.open("wb") as output:
+            while chunk := source.read(CHUNK_SIZE):
+                output.write(chunk)

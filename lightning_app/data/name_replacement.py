@@ -1,7 +1,8 @@
-"""Names in training windows replaced by invented ones, so that there are others than those learned.
+"""Name replacement: a data augmentation that replaces names in training windows by invented ones.
 
-A play has names that no other play has, a program identifiers that no other has. A network that has
-read them a hundred times expects them everywhere, and is at a loss where others stand.
+A play has names that occur in no other play, a program has identifiers that occur in no other
+program. A network that trains on the same text for many epochs memorises these names, expects them
+in every text, and predicts the names of held-out text badly.
 """
 
 import re
@@ -17,69 +18,83 @@ from numpy.typing import NDArray
 from lightning_app.data.encoding import Unit
 from lightning_app.data.tokenizer import Tokenizer
 
-PARTS = 5  # of the training text
-OFTEN = 5  # times a name stands in its part; words that are merely rare stay
-SHORTEST, LONGEST = 3, 30  # letters of a word
-READ = 5_000_000  # characters of the training text that names are looked for in: a second
+PARTS = 5  # equal parts of the training text; a name occurs in only one of them
+MIN_COUNT = 5  # occurrences of a name; words that are merely rare are not replaced
+MIN_LETTERS, MAX_LETTERS = 3, 30  # of a word
+MAX_CHARACTERS = 5_000_000  # of the training text that are searched for names: takes a second
 
 
 def letter_case(word: str) -> str:
-    """How a word is written: in capitals, capitalised, or small (and what has no capitals)."""
+    """upper, capitalised or lower; scripts without capital letters are lower."""
     if word.isupper():
-        return "capitals"
-    return "capitalised" if word[0].isupper() else "small"
+        return "upper"
+    return "capitalised" if word[0].isupper() else "lower"
 
 
 class NameReplacer:
-    """Replaces names in windows of a text, each with probability `rename`.
+    """Replaces names in windows of a text, each with probability `probability`.
 
-    A name is a word that stands in one fifth of the training text only, and there often. What it is
-    replaced by is a pure function of seed, window and name: the same throughout a window and all
-    its pieces. A name cut in two at an edge is none, and stays.
+    A name is a word that occurs at least MIN_COUNT times in one fifth of the training text and
+    never in the others. Its replacement has the same length and is a pure function of the seed, the
+    start of the window and the name, so it is the same at all places of a window. A name that the
+    edge of a window cuts is not recognised and not replaced.
     """
 
     def __init__(
-        self, ids: NDArray[np.integer], alphabet: str, unit: Unit, rename: float, seed: int
+        self,
+        ids: NDArray[np.integer],
+        alphabet: str,
+        unit: Unit,
+        probability: float,
+        seed: int,
     ) -> None:
-        self.tokenizer = Tokenizer(alphabet)  # of bytes too: a character stands for each
-        letter = "[A-Za-z]" if unit == "byte" else r"[^\W\d_]"  # no part of a character of UTF-8
+        self.tokenizer = Tokenizer(alphabet)  # with unit "byte" too: one character for each byte
+        letter = "[A-Za-z]" if unit == "byte" else r"[^\W\d_]"  # no byte of a longer character
         self.word = re.compile(f"{letter}+")
-        self.rename, self.seed = rename, (seed & (2**64 - 1)).to_bytes(8, "little")
-        n = min(len(ids), READ)
+        self.probability = probability
+        self.seed = (seed & (2**64 - 1)).to_bytes(8, "little")
+        n = min(len(ids), MAX_CHARACTERS)
         bounds = [i * n // PARTS for i in range(PARTS + 1)]
-        parts = [Counter(self.words(ids[first:last])) for first, last in pairwise(bounds)]
-        of_parts = Counter(word for part in parts for word in part)
+        counts = [Counter(self.words(ids[first:last])) for first, last in pairwise(bounds)]
+        parts_with = Counter(word for part in counts for word in part)
         self.names = {
             word
-            for part in parts
+            for part in counts
             for word, count in part.items()
-            if count >= OFTEN and of_parts[word] == 1
+            if count >= MIN_COUNT and parts_with[word] == 1
         }
-        self.at_least: dict[tuple[str, int], list[str]] = defaultdict(list)  # of a kind, n letters
-        for word in sorted(of_parts):
-            for n in range(1, len(word) + 1):
-                self.at_least[letter_case(word), n].append(word)
+        # (letter case, n): the words with this case and at least n letters
+        self.candidates: dict[tuple[str, int], list[str]] = defaultdict(list)
+        for word in sorted(parts_with):
+            for n_letters in range(1, len(word) + 1):
+                self.candidates[letter_case(word), n_letters].append(word)
 
     def words(self, ids: NDArray[np.integer]) -> Iterator[str]:
+        """The words of a text that may be names or parts of invented ones."""
         found = (match[0] for match in self.word.finditer(self.tokenizer.decode(ids.tolist())))
-        return (word for word in found if SHORTEST <= len(word) <= LONGEST)
+        return (word for word in found if MIN_LETTERS <= len(word) <= MAX_LETTERS)
 
-    def invent(self, name: str, key: bytes) -> str:
-        """The name itself, or as many letters: the first of one word of its kind, the last of
-        another."""
-        chance, cut, i, j = unpack("<4I", blake2b(name.encode(), digest_size=16, key=key).digest())
-        if chance >= self.rename * 2**32:
+    def replacement(self, name: str, key: bytes) -> str:
+        """The name itself, or a name of the same length: the beginning of a word of the same letter
+        case and the end of another."""
+        digest = blake2b(name.encode(), digest_size=16, key=key).digest()
+        chance, cut, i, j = unpack("<4I", digest)  # four uniform 32-bit numbers
+        if chance >= self.probability * 2**32:
             return name
-        cut = 1 + cut % (len(name) - 1)
-        rest = len(name) - cut
-        firsts, lasts = (self.at_least[letter_case(name), n] for n in (cut, rest))
-        return firsts[i % len(firsts)][:cut] + lasts[j % len(lasts)][-rest:]
+        head = 1 + cut % (len(name) - 1)  # letters of the first word
+        tail = len(name) - head
+        first, second = (self.candidates[letter_case(name), n] for n in (head, tail))
+        return first[i % len(first)][:head] + second[j % len(second)][-tail:]
 
     def replace(self, windows: NDArray[np.int64], starts: NDArray[np.int64]) -> None:
-        """Replace names in windows (B, T), in place. Pieces of a window have its start."""
+        """Replace names in windows (B, T) of ids, in place.
+
+        `starts` (B,) are their positions in the text. Parts of a window that are given the start of
+        the whole window get the same replacements.
+        """
         for window, start in zip(windows, starts, strict=True):
             key = self.seed + int(start).to_bytes(8, "little")
             for match in self.word.finditer(self.tokenizer.decode(window.tolist())):
                 if match[0] in self.names:
-                    invented = self.invent(match[0], key)
-                    window[match.start() : match.end()] = self.tokenizer.encode(invented)
+                    new = self.replacement(match[0], key)
+                    window[match.start() : match.end()] = self.tokenizer.encode(new)

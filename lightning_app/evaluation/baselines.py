@@ -1,7 +1,8 @@
-"""What a loss is worth: simple models and compressors on the same held-out characters.
+"""Baselines: the loss of n-gram models and compressors on the same held-out characters.
 
-Each is given the training text and then predicts the held-out one; the compressors go on learning
-while they read it, the others do not. A network is worth something below the best of them.
+All are given the training text and then predict the held-out text. Compressors also adapt to the
+held-out text while they compress it; n-gram models do not. A network is useful if its loss is below
+the lowest of these.
 """
 
 import bz2
@@ -22,29 +23,28 @@ from tqdm import tqdm
 from lightning_app.data.encoding import EncodedText, Unit
 from lightning_app.files import atomic_write, lock_file
 
-TRAIN_BYTES, HELD_BYTES = 20_000_000, 5_000_000  # more text is not read: it would take minutes
+MAX_TRAIN_BYTES, MAX_HELD_OUT_BYTES = 20_000_000, 5_000_000  # of a text: more takes minutes
 MAX_ORDER = 16  # of the n-gram models
-CACHE_FORMAT = 1  # of the cache; raise it and old figures are measured anew
+CACHE_FORMAT = 1  # results of another format are measured again
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """`nats` per held-out character, None where `note` says why there is no figure; `seconds` of
-    one core."""
+    """The loss of one simple model or compressor."""
 
     name: str
-    nats: float | None
-    seconds: float
-    note: str = ""
+    nats: float | None  # per held-out character; None if it was not measured
+    seconds: float  # on one core
+    note: str = ""  # why it was not measured
 
 
 @dataclass(frozen=True)
 class Baselines:
-    """Figures over `held` characters, given `train` characters before them."""
+    """All baselines for one pair of splits."""
 
-    train: int
-    held: int
-    figures: tuple[Baseline, ...]
+    train: int  # characters given
+    held: int  # characters predicted
+    results: tuple[Baseline, ...]  # the lowest loss first
 
 
 def kneser_ney(
@@ -52,66 +52,74 @@ def kneser_ney(
 ) -> list[float]:
     """Nats per character of ids[split:] under n-gram models counted on ids[:split], n = 1, 2, ...
 
-    Interpolated Kneser-Ney smoothing (Chen & Goodman 1998, section 2.7): every count gives a
-    discount D to the next shorter context, whose counts are in how many different contexts a
-    character was seen; the shortest gives it to the uniform distribution. D is n1 / (n1 + 2 n2), of
-    the grams counted once and twice. Stops at the first n that is no better than n - 1.
+    Interpolated Kneser-Ney smoothing (Chen & Goodman 1998, "An Empirical Study of Smoothing
+    Techniques for Language Modeling", section 2.7). A discount D is subtracted from each count, and
+    the probability that this frees is distributed as the model of the next lower order predicts;
+    below n = 1 that is the uniform distribution. A lower-order model counts the different
+    characters that precede a gram instead of its occurrences. D = n1 / (n1 + 2 n2), where n1 and n2
+    are the numbers of grams that occur once and twice. Stops at the first n that is not better than
+    n - 1.
     """
     ids = ids.astype(np.int64)
-    context = np.zeros(len(ids), dtype=np.int64)  # numbers the n - 1 characters before each one
-    lower = np.full(len(ids) - split, 1 / vocab_size)
+    context = np.zeros(len(ids), dtype=np.int64)  # an id of the n - 1 characters before each one
+    lower = np.full(len(ids) - split, 1 / vocab_size)  # probabilities under the lower order
     shorter: tuple[NDArray, NDArray] | None = None
     losses: list[float] = []
 
     def interpolate(count: NDArray, gram: NDArray, context: NDArray) -> NDArray:
-        """Probabilities of the held-out characters, from `count` of each gram and `lower`."""
-        of_context = np.zeros(len(count), dtype=np.int64)
-        of_context[gram] = context
-        total = np.bincount(of_context, weights=count)
-        kinds = np.bincount(of_context[count > 0], minlength=len(total))
+        """Probabilities of the held-out characters, from the counts of grams and `lower`.
+
+        `count` is indexed by gram; `gram` and `context` are the ids of each character's.
+        """
+        context_of = np.zeros(len(count), dtype=np.int64)  # indexed by gram
+        context_of[gram] = context
+        total = np.bincount(context_of, weights=count)  # indexed by context, as `distinct`
+        distinct = np.bincount(context_of[count > 0], minlength=len(total))
         once, twice = np.count_nonzero(count == 1), np.count_nonzero(count == 2)
         discount = once / (once + 2 * twice) if once and twice else 0.5
-        here = context[split:]
-        kept = np.maximum(count[gram[split:]] - discount, 0)
-        p = (kept + discount * kinds[here] * lower) / np.maximum(total[here], 1)
-        return np.where(total[here] > 0, p, lower)
+        held = context[split:]
+        discounted = np.maximum(count[gram[split:]] - discount, 0)
+        p = (discounted + discount * distinct[held] * lower) / np.maximum(total[held], 1)
+        return np.where(total[held] > 0, p, lower)
 
     for _ in range(max_order):
         _, gram = np.unique(context * vocab_size + ids, return_inverse=True)
-        seen = np.bincount(gram[:split], minlength=gram.max() + 1)
+        count = np.bincount(gram[:split], minlength=gram.max() + 1)
         if shorter:
-            suffix = np.zeros(len(seen), dtype=np.int64)
+            suffix = np.zeros(len(count), dtype=np.int64)  # each gram without its first character
             suffix[gram] = shorter[0]
-            preceded_by = np.bincount(suffix[seen > 0], minlength=shorter[0].max() + 1)
-            lower = interpolate(preceded_by, *shorter)
-        losses.append(float(-np.log(interpolate(seen, gram, context)).mean()))
+            predecessors = np.bincount(suffix[count > 0], minlength=shorter[0].max() + 1)
+            lower = interpolate(predecessors, *shorter)
+        losses.append(float(-np.log(interpolate(count, gram, context)).mean()))
         if len(losses) > 1 and losses[-1] >= losses[-2]:
             break
         shorter = gram, context
-        context = np.concatenate(([gram.max() + 1], gram[:-1]))  # nothing stands before the first
+        context = np.concatenate(([gram.max() + 1], gram[:-1]))  # no gram precedes the first
     return losses
 
 
 def compressed_nats(compress: Callable[[bytes], bytes], train: bytes, held: bytes) -> float:
-    """Nats that `held` adds to the compressed `train`."""
+    """The additional size of the compressed text, in nats, when `held` is appended to `train`."""
     return (len(compress(train + held)) - len(compress(train))) * 8 * math.log(2)
 
 
 def xz(data: bytes) -> bytes:
-    window = max(1 << 16, 1 << (len(data) - 1).bit_length())  # all of it
+    """LZMA2 with a window as large as the data."""
+    window = max(1 << 16, 1 << (len(data) - 1).bit_length())
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": window}]
     return lzma.compress(data, format=lzma.FORMAT_XZ, filters=filters)
 
 
 def ppmd(data: bytes) -> bytes:
+    """PPMd of order 6. Raises ModuleNotFoundError without pyppmd."""
     import pyppmd
 
-    memory = min(1 << 30, max(1 << 24, 64 * len(data)))  # enough never to forget
+    memory = min(1 << 30, max(1 << 24, 64 * len(data)))  # when it is full, PPMd starts again
     return pyppmd.compress(data, max_order=6, mem_size=memory)
 
 
 def ids_to_bytes(ids: NDArray[np.integer], alphabet: str, unit: Unit = "char") -> bytes:
-    """The text as UTF-8; one cut into bytes as it is."""
+    """The text as UTF-8; with unit "byte", the bytes themselves."""
     if unit == "byte":
         return np.frombuffer(alphabet.encode("latin-1"), dtype=np.uint8)[ids].tobytes()
     codes = np.array([ord(c) for c in alphabet], dtype="<u4")
@@ -119,7 +127,7 @@ def ids_to_bytes(ids: NDArray[np.integer], alphabet: str, unit: Unit = "char") -
 
 
 def characters_within(ids: NDArray[np.integer], alphabet: str, unit: Unit, limit: int) -> int:
-    """How many characters make at most `limit` bytes, by their mean length."""
+    """About how many characters have `limit` bytes, from the mean length of a sample."""
     sample = ids[:: max(1, len(ids) // 100_000)]
     return int(limit * len(sample) / max(1, len(ids_to_bytes(sample, alphabet, unit))))
 
@@ -131,77 +139,98 @@ def measure_baselines(
     held: tuple[int, int],
     unit: Unit = "char",
 ) -> Baselines:
-    """All yardsticks, best first, on the characters `held` of a text, given those of `train`: the
-    last 20 MB of these, and the first 5 MB of those, where there are more."""
+    """All baselines for ids[held[0] : held[1]], given ids[train[0] : train[1]].
+
+    Of longer splits only the last 20 MB of `train` and the first 5 MB of `held` are used.
+    """
     before, after = ids[train[0] : train[1]], ids[held[0] : held[1]]
-    before = before[max(0, len(before) - characters_within(before, alphabet, unit, TRAIN_BYTES)) :]
-    after = after[: characters_within(after, alphabet, unit, HELD_BYTES)]
-    n = len(after)
+    n = characters_within(before, alphabet, unit, MAX_TRAIN_BYTES)
+    before = before[max(0, len(before) - n) :]
+    after = after[: characters_within(after, alphabet, unit, MAX_HELD_OUT_BYTES)]
     texts = ids_to_bytes(before, alphabet, unit), ids_to_bytes(after, alphabet, unit)
-    figures = [Baseline("uniform", math.log(len(alphabet)), 0.0)]
 
-    def n_gram() -> None:
-        began = time.thread_time()
-        losses = kneser_ney(np.concatenate((before, after)), len(before), len(alphabet))
-        seconds = time.thread_time() - began
-        best = min(range(len(losses)), key=losses.__getitem__)
-        figures.append(Baseline("unigram", losses[0], seconds / len(losses)))
-        if best:
-            figures.append(Baseline(f"{best + 1}-gram, Kneser-Ney", losses[best], seconds))
+    def n_grams() -> list[Baseline]:
+        return n_gram_baselines(np.concatenate((before, after)), len(before), len(alphabet))
 
-    def compressor(name: str, compress: Callable[[bytes], bytes]) -> None:
-        began = time.thread_time()
-        try:
-            nats, note = compressed_nats(compress, *texts) / n, ""
-        except ModuleNotFoundError:
-            nats, note = None, "not measured: pip install -e '.[yardsticks]'"
-        figures.append(Baseline(name, nats, time.thread_time() - began, note))
+    def compressor(name: str, compress: Callable[[bytes], bytes]) -> list[Baseline]:
+        return [compressor_baseline(name, compress, *texts, len(after))]
 
-    jobs = [
-        n_gram,
+    jobs: list[Callable[[], list[Baseline]]] = [
+        n_grams,
         lambda: compressor("bzip2", bz2.compress),
         lambda: compressor("xz", xz),
         lambda: compressor("PPMd, order 6", ppmd),
     ]
+    results = [Baseline("uniform", math.log(len(alphabet)), 0.0)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # sorting and compressing release the GIL
         running = [pool.submit(job) for job in jobs]
         for job in tqdm(
-            as_completed(running), total=len(jobs), desc="yardsticks", delay=2, leave=False,
+            as_completed(running), total=len(jobs), desc="baselines", delay=2, leave=False,
             disable=None,
         ):  # fmt: skip
-            job.result()
-    figures.sort(key=lambda y: math.inf if y.nats is None else y.nats)
-    return Baselines(len(before), n, tuple(figures))
+            results += job.result()
+    results.sort(key=lambda baseline: _sort_key(baseline.nats))
+    return Baselines(len(before), len(after), tuple(results))
+
+
+def n_gram_baselines(ids: NDArray[np.integer], split: int, vocab_size: int) -> list[Baseline]:
+    """The unigram model, and the best n-gram model if that has a higher order."""
+    start = time.thread_time()
+    losses = kneser_ney(ids, split, vocab_size)
+    seconds = time.thread_time() - start
+    best = min(range(len(losses)), key=losses.__getitem__)
+    found = [Baseline("unigram", losses[0], seconds / len(losses))]
+    if best:
+        found.append(Baseline(f"{best + 1}-gram, Kneser-Ney", losses[best], seconds))
+    return found
+
+
+def compressor_baseline(
+    name: str, compress: Callable[[bytes], bytes], train: bytes, held: bytes, n: int
+) -> Baseline:
+    """A compressor's loss on the n characters of `held`; none if its package is missing."""
+    start = time.thread_time()
+    nats, note = None, ""
+    try:
+        nats = compressed_nats(compress, train, held) / n
+    except ModuleNotFoundError:
+        note = "not measured: pip install -e '.[baselines]'"
+    return Baseline(name, nats, time.thread_time() - start, note)
+
+
+def _sort_key(nats: float | None) -> float:
+    return math.inf if nats is None else nats
 
 
 def cached_baselines(text: EncodedText, train: tuple[int, int], held: tuple[int, int]) -> Baselines:
-    """`measure_baselines`, kept in a file beside the encoded text."""
-    file = Path(text.ids.filename).with_name("yardsticks.json")
+    """`measure_baselines`, with the results stored in the cache folder of the encoded text."""
+    file = Path(str(text.ids.filename)).with_name("baselines.json")
     key = f"{CACHE_FORMAT}: {train[0]}-{train[1]}, {held[0]}-{held[1]}"
-    known = {}
+    stored = {}
     try:
-        known = dict(json.loads(file.read_text(encoding="utf-8")))
-        found = known[key]
-        figures = tuple(Baseline(**y) for y in found["figures"])
-        if all(y.nats is not None for y in figures):
-            return Baselines(found["train"], found["held"], figures)
+        stored = dict(json.loads(file.read_text(encoding="utf-8")))
+        found = stored[key]
+        results = tuple(Baseline(**fields) for fields in found["results"])
+        if all(baseline.nats is not None for baseline in results):
+            return Baselines(found["train"], found["held"], results)
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # none yet, or a damaged file: measured anew
-    fresh = measure_baselines(text.ids, text.alphabet, train, held, text.unit)
+        pass  # not measured yet, or the file is damaged
+    measured = measure_baselines(text.ids, text.alphabet, train, held, text.unit)
     try:
         with lock_file(file.with_suffix(".lock")), atomic_write(file) as opened:
-            opened.write(json.dumps(known | {key: asdict(fresh)}).encode())
+            opened.write(json.dumps(stored | {key: asdict(measured)}).encode())
     except OSError:
-        pass  # a read-only or full disk: the figures are good all the same
-    return fresh
+        pass  # a read-only or full disk: the results are returned all the same
+    return measured
 
 
-def baseline_table(of: Baselines, model: tuple[str, float] | None = None) -> list[str]:
-    """Lines for people, best first; `model` (name, nats per character) takes its place there."""
-    rows = [(y.name, y.nats, f"{y.seconds:.1f} s", y.note) for y in of.figures]
+def baseline_table(baselines: Baselines, model: tuple[str, float] | None = None) -> list[str]:
+    """Lines of a table, the lowest loss first. `model` (name, nats per character) is one of its
+    rows, marked by an arrow."""
+    rows = [(b.name, b.nats, f"{b.seconds:.1f} s", b.note) for b in baselines.results]
     if model:
         rows.append((*model, "", "<-"))
-    rows.sort(key=lambda row: math.inf if row[1] is None else row[1])
+    rows.sort(key=lambda row: _sort_key(row[1]))
     lines = [f"{'':24}{'nats':>8}{'bpc':>9}{'perplexity':>12}{'time':>9}"]
     for name, nats, seconds, note in rows:
         if nats is None:

@@ -1,6 +1,7 @@
-"""The one accumulator behind loss, perplexity and bits per character."""
+"""The metric from which loss, perplexity and bits per character are computed."""
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -8,10 +9,11 @@ from torchmetrics import Metric
 
 
 class CharacterLoss(Metric):
-    """Mean negative log-likelihood over characters, exact: a float64 sum and an integer count.
+    """Mean negative log-likelihood per character, from a float64 sum and an integer count.
 
-    It stays on the host until it meets data, then goes where they are, except to MPS, which has no
-    float64. Processes are summed, so no mean of means is ever taken.
+    Sum and count are added over batches and over processes before the division, so the result does
+    not depend on how characters are distributed over batches. They are moved to the device of the
+    first losses; on MPS, which has no float64, they stay on the CPU.
     """
 
     full_state_update = False
@@ -24,11 +26,13 @@ class CharacterLoss(Metric):
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
-    def _apply(self, fn, exclude_state=()):  # a module's .to() and .half() pass it by
-        return self
+    def _apply(
+        self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ()
+    ) -> "CharacterLoss":
+        return self  # .to() and .half() of the module that contains it must not change the dtype
 
     def update(self, losses: Tensor, targets: Tensor) -> None:
-        """Add losses in nats (N,); characters whose target is -1 do not count."""
+        """Add losses (N,) in nats. Targets (N,) of -1 are padding: not counted, and of loss 0."""
         losses = losses.detach()
         if losses.device.type == "mps":
             losses, targets = losses.cpu(), targets.cpu()
@@ -38,12 +42,12 @@ class CharacterLoss(Metric):
         self.count += (targets >= 0).sum()
 
     def compute(self) -> Tensor:
-        """The mean; `scored` then says over how many characters, of all processes."""
+        """The mean in nats, float64 (); sets `scored` to the number of characters it is over."""
         self.scored = int(self.count)
         return self.total / self.count
 
 
 def loss_metrics(loss: float) -> dict[str, float]:
-    """The three faces of one number: loss in nats, perplexity, bits per character."""
+    """A loss in nats per character, also as perplexity and as bits per character."""
     perplexity = math.exp(loss) if loss < 700 else math.inf
     return {"loss": loss, "perplexity": perplexity, "bpc": loss / math.log(2)}

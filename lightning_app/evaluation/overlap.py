@@ -1,7 +1,8 @@
-"""Passages that stand word for word in two texts: held-out text in the training text, say.
+"""Passages that occur in two texts, such as held-out text that also occurs in the training text.
 
-Every window of `length` characters gets a 64-bit hash, exactly comparable at any position, so one
-text is sorted once and the other, of any size, streams past it.
+Each window of `length` characters has a 64-bit hash that does not depend on its position. The
+hashes of one text are sorted once; those of the other, which may be of any size, are computed in
+chunks and looked up.
 """
 
 from collections.abc import Sequence
@@ -12,12 +13,12 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 BASE = 0x9E3779B97F4A7C15 | 1  # odd: invertible modulo 2**64
-CHUNK = 1 << 20  # characters hashed at a time
+CHUNK_SIZE = 1 << 20  # characters hashed at a time
 
 
 @dataclass(frozen=True)
 class Passage:
-    """Characters first to last - 1 of the text stand at `elsewhere` and on in the other."""
+    """Characters first to last - 1 of a text, which occur in the other text from `elsewhere` on."""
 
     first: int
     last: int
@@ -25,10 +26,10 @@ class Passage:
 
 
 def window_hashes(ids: NDArray[np.integer], length: int) -> NDArray[np.uint64]:
-    """A hash of each window ids[i : i + length], equal for equal windows (n - length + 1,).
+    """A hash of each window ids[i : i + length], (n - length + 1,); equal windows have equal ones.
 
-    Polynomial, modulo 2**64, by doubling: windows of 1, 2, 4, ... characters are joined, and the
-    last two overlap.
+    A polynomial modulo 2**64, computed for windows of 1, 2, 4, ... characters, each from the hashes
+    of its two halves; for the last length the halves overlap.
     """
     hashes = ids.astype(np.uint64) + np.uint64(1)
     with np.errstate(over="ignore"):
@@ -39,13 +40,13 @@ def window_hashes(ids: NDArray[np.integer], length: int) -> NDArray[np.uint64]:
             step = min(size, length - size)
             count = len(hashes) - step
             hashes = hashes[:count] * np.uint64(power) + hashes[step:]
-            hashes ^= hashes >> np.uint64(31)  # or runs of one character would collide
+            hashes ^= hashes >> np.uint64(31)  # otherwise runs of one character collide
             size, power = size + step, power * BASE * 3 % 2**64
     return hashes
 
 
 class WindowIndex:
-    """Every window of `length` characters of a text, to be looked up in others."""
+    """All windows of `length` characters of a text, to be found in other texts."""
 
     def __init__(self, ids: NDArray[np.integer], length: int) -> None:
         self.ids, self.length = ids, length
@@ -53,89 +54,93 @@ class WindowIndex:
         self.order = np.argsort(self.hashes, kind="stable")
         self.sorted = self.hashes[self.order]
         first = np.r_[True, self.sorted[1:] != self.sorted[:-1]][: len(self.sorted)]
-        # for each place in `sorted`, the first that has an equal hash
+        # for each index into `sorted`, the first index with the same hash
         self.heads = np.maximum.accumulate(np.where(first, np.arange(len(first)), 0))
-        bits = max(16, len(self.hashes).bit_length() + 5)  # thinly filled: it passes by most
+        # at most 1/32 of the filter is True, so it excludes most windows of another text
+        bits = max(16, len(self.hashes).bit_length() + 5)
         self.filter_size, self.shift = 1 << bits, np.uint64(64 - bits)
 
-    def found_in(self, other: NDArray[np.integer]) -> NDArray[np.int64]:
-        """For each window of the text where `other` has it first, -1 where nowhere, (n,)."""
+    def find_in(self, other: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Where each window first occurs in `other`, or -1, (number of windows,)."""
         return find_windows([self], other)[0]
 
     def filter(self, found: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """True for the upper bits of hashes that are still to be found."""
-        wanted = np.zeros(self.filter_size, dtype=bool)
-        left = found[self.order[self.heads]] < 0
-        wanted[self.sorted[left] >> self.shift] = True
-        return wanted
+        """A table of the upper bits of a hash: False if no window not yet found has them."""
+        possible = np.zeros(self.filter_size, dtype=bool)
+        missing = found[self.order[self.heads]] < 0
+        possible[self.sorted[missing] >> self.shift] = True
+        return possible
 
     def look_up(
         self,
         hashes: NDArray[np.uint64],
         first: int,
-        wanted: NDArray[np.bool_],
+        possible: NDArray[np.bool_],
         found: NDArray[np.int64],
     ) -> int:
-        """Note in `found`, for windows not found before, the first of those that begin at `first`
-        and on of another text and have these hashes. Returns for how many."""
-        maybe = np.flatnonzero(wanted[hashes >> self.shift])
-        place = np.searchsorted(self.sorted, hashes[maybe])
-        place = np.minimum(place, len(self.sorted) - 1)
-        hit = self.sorted[place] == hashes[maybe]
-        place, at = place[hit], maybe[hit] + first
-        # one entry of each run of equal hashes, the earliest place
-        place, index = np.unique(place, return_index=True)
-        new = found[self.order[place]] < 0
-        found[self.order[place[new]]] = at[index[new]]
+        """Look up the hashes of the windows of another text that start at `first`, `first` + 1, ...
+
+        Writes to `found` the positions of windows not found before, of equal windows only for the
+        first, and returns how many these are. `possible` is what `filter` returned.
+        """
+        candidates = np.flatnonzero(possible[hashes >> self.shift])
+        rank = np.searchsorted(self.sorted, hashes[candidates])
+        rank = np.minimum(rank, len(self.sorted) - 1)
+        hit = self.sorted[rank] == hashes[candidates]
+        rank, position = rank[hit], candidates[hit] + first
+        rank, index = np.unique(rank, return_index=True)  # the first position of each hash
+        new = found[self.order[rank]] < 0
+        found[self.order[rank[new]]] = position[index[new]]
         return int(new.sum())
 
-    def share(self, found: NDArray[np.int64]) -> None:
-        """Give equal windows of the text what the first of them found."""
+    def copy_to_equal_windows(self, found: NDArray[np.int64]) -> None:
+        """Copy the position found for the first of several equal windows to the others."""
         found[self.order] = found[self.order[self.heads]]
 
 
 def find_windows(
     indexes: Sequence[WindowIndex], other: NDArray[np.integer]
 ) -> list[NDArray[np.int64]]:
-    """`found_in` of indexes of one length, while `other` streams past once; a bar after 2 s."""
+    """`find_in` for several indexes of the same length, in one pass over `other`. Shows a progress
+    bar after 2 s."""
     length = indexes[0].length
     found = [np.full(len(index.hashes), -1, dtype=np.int64) for index in indexes]
-    filters = [index.filter(where) for index, where in zip(indexes, found, strict=True)]
+    filters = [index.filter(positions) for index, positions in zip(indexes, found, strict=True)]
     bar = tqdm(
-        range(0, len(other) - length + 1, CHUNK), desc="comparing", delay=2, leave=False,
+        range(0, len(other) - length + 1, CHUNK_SIZE), desc="comparing", delay=2, leave=False,
         disable=None,
     )  # fmt: skip
     for first in bar:
-        hashes = window_hashes(other[first : first + CHUNK + length - 1], length)
+        hashes = window_hashes(other[first : first + CHUNK_SIZE + length - 1], length)
         for i, index in enumerate(indexes):
             new = index.look_up(hashes, first, filters[i], found[i])
-            if 100 * new > len(found[i]):  # what is found need not be looked up again
+            if 100 * new > len(found[i]):  # exclude the windows that are found from now on
                 filters[i] = index.filter(found[i])
-    for index, where in zip(indexes, found, strict=True):
-        index.share(where)
+    for index, positions in zip(indexes, found, strict=True):
+        index.copy_to_equal_windows(positions)
     return found
 
 
-def passages(where: NDArray[np.int64], length: int) -> list[Passage]:
-    """The longest stretches covered by windows that were found, in order of appearance.
+def passages(found: NDArray[np.int64], length: int) -> list[Passage]:
+    """The passages that windows of `length` characters form, in order of position.
 
-    `where` is what `Index.found_in` gave; neighbours in a stretch stand side by side in the other
-    text as well, or overlap.
+    `found` is what `find_in` returned. Consecutive windows are one passage if they are consecutive
+    in the other text too.
     """
-    hits = np.flatnonzero(where >= 0)
+    hits = np.flatnonzero(found >= 0)
     if not len(hits):
         return []
-    breaks = np.flatnonzero((np.diff(hits) != 1) | (np.diff(where[hits]) != 1)) + 1
+    breaks = np.flatnonzero((np.diff(hits) != 1) | (np.diff(found[hits]) != 1)) + 1
     return [
-        Passage(int(run[0]), int(run[-1]) + length, int(where[run[0]]))
+        Passage(int(run[0]), int(run[-1]) + length, int(found[run[0]]))
         for run in np.split(hits, breaks)
     ]
 
 
-def covered_characters(where: NDArray[np.int64], length: int, n: int) -> int:
-    """How many of the text's n characters lie in a window that was found."""
-    change = np.zeros(n + 1, dtype=np.int64)
-    hits = np.flatnonzero(where >= 0)
+def covered_characters(found: NDArray[np.int64], length: int, n: int) -> int:
+    """How many of the n characters of a text are in a window that was found."""
+    change = np.zeros(n + 1, dtype=np.int64)  # windows that start minus windows that end here
+    hits = np.flatnonzero(found >= 0)
     np.add.at(change, hits, 1)
     np.add.at(change, hits + length, -1)
     return int(np.count_nonzero(np.cumsum(change[:-1]) > 0))

@@ -1,4 +1,4 @@
-"""Laws of text on disk becoming ids; plain Python's decoding is the reference."""
+"""Laws of encoding files; the reference is Python's own decoding."""
 
 import errno
 import hashlib
@@ -17,6 +17,7 @@ from lightning_app.data.encoding import (
     CACHE_FORMAT,
     EncodedText,
     count_characters,
+    count_ids,
     encode_files,
     read_characters,
 )
@@ -74,18 +75,18 @@ def test_ids_decode_to_the_text_wherever_chunks_end(tmp_path, monkeypatch, text,
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 4, 5, 7, 8])
-def test_pieces_of_files_of_all_lengths_join_to_the_text(tmp_path, monkeypatch, chunk):
+def test_chunks_of_files_of_all_lengths_join_to_the_text(tmp_path, monkeypatch, chunk):
     monkeypatch.setattr(encoding, "CHUNK_SIZE", chunk)
     for text in ("abcdefghij", "é天😀" * 3, "\r\n" * 6, "a\r\né\r\n\r天\r\r\n😀"):
         for length in range(1, len(text) + 1):
             file = written(tmp_path / "a.txt", text[:length])
-            pieces = list(read_characters(file))
-            assert "".join(piece.utf8.decode() for piece in pieces) == plain(file)
-            assert sum(piece.read for piece in pieces) == file.stat().st_size
+            chunks = list(read_characters(file))
+            assert "".join(chunk.data.decode() for chunk in chunks) == plain(file)
+            assert sum(chunk.bytes_read for chunk in chunks) == file.stat().st_size
 
 
 @pytest.mark.parametrize("position", range(9))
-def test_a_crlf_pair_cut_at_a_chunk_border_is_one_line_end(tmp_path, monkeypatch, position):
+def test_a_crlf_pair_across_two_chunks_is_one_line_end(tmp_path, monkeypatch, position):
     monkeypatch.setattr(encoding, "CHUNK_SIZE", 4)
     file = written(tmp_path / "a.txt", "é" + "x" * position + "\r\n" + "y" * 8)
     assert (
@@ -99,9 +100,7 @@ def test_a_lone_carriage_return_stays(tmp_path):
 
 
 @pytest.mark.parametrize("chunk", [4, 5, 4 << 20])
-def test_a_byte_order_mark_goes_from_every_file_but_only_from_its_start(
-    tmp_path, monkeypatch, chunk
-):
+def test_a_byte_order_mark_is_skipped_at_the_start_of_each_file_only(tmp_path, monkeypatch, chunk):
     monkeypatch.setattr(encoding, "CHUNK_SIZE", chunk)
     files = [written(tmp_path / f"{i}.txt", BOM + "aé\ufeffb".encode()) for i in range(2)]
     encoded = encode_files(files, tmp_path / "cache")
@@ -109,7 +108,7 @@ def test_a_byte_order_mark_goes_from_every_file_but_only_from_its_start(
     assert encoded.starts == (0, 5)
 
 
-def test_what_was_changed_on_the_way_is_said(tmp_path):
+def test_notes_say_what_reading_changes(tmp_path):
     files = [
         written(tmp_path / "0.txt", BOM + b"a\r\nb"),
         written(tmp_path / "1.txt", "a\r\n"),
@@ -122,15 +121,15 @@ def test_what_was_changed_on_the_way_is_said(tmp_path):
     assert encode_files(files[2:], tmp_path / "cache").notes == ()
 
 
-def test_files_are_joined_by_one_newline_and_starts_say_where(tmp_path):
+def test_files_are_joined_by_one_newline_and_starts_are_their_positions(tmp_path):
     texts = ["", "one\n", "zwei: é", "", "天地\n\n", "x"]
     files = [written(tmp_path / f"{i}.txt", text) for i, text in enumerate(texts)]
     encoded = encode_files(files, tmp_path / "cache")
-    whole = decoded(encoded)
-    assert whole == "\n".join(texts)
+    joined = decoded(encoded)
+    assert joined == "\n".join(texts)
     for start, text in zip(encoded.starts, texts, strict=True):
-        assert whole[start : start + len(text)] == text
-        assert start == 0 or whole[start - 1] == "\n"
+        assert joined[start : start + len(text)] == text
+        assert start == 0 or joined[start - 1] == "\n"
 
 
 def test_the_order_of_files_is_the_order_given(tmp_path):
@@ -141,7 +140,7 @@ def test_the_order_of_files_is_the_order_given(tmp_path):
 @pytest.mark.parametrize(
     ("symbols", "dtype"), [(1, np.uint8), (256, np.uint8), (257, np.uint16), (65537, np.uint32)]
 )
-def test_ids_take_the_smallest_unsigned_type_that_holds_them(tmp_path, symbols, dtype):
+def test_ids_have_the_smallest_unsigned_type_that_is_large_enough(tmp_path, symbols, dtype):
     text = "".join(chr(0x10000 + i) for i in range(symbols))
     encoded = encode_files([written(tmp_path / "a.txt", text)], tmp_path / "cache")
     assert encoded.ids.dtype == dtype
@@ -154,7 +153,7 @@ def test_ids_are_mapped_from_the_file_and_cannot_be_written(tmp_path):
     assert not ids.flags.writeable
 
 
-def test_the_fingerprint_is_the_hash_of_the_characters_read(tmp_path):
+def test_the_fingerprint_is_the_hash_of_the_characters(tmp_path):
     unix = written(tmp_path / "unix.txt", "é\n天\n")
     windows = written(tmp_path / "windows.txt", BOM + "é\r\n天\r\n".encode())
     cache = tmp_path / "cache"
@@ -209,15 +208,15 @@ def test_a_character_truncated_at_the_end_of_a_file_is_named(tmp_path, monkeypat
     assert "0xf0 in line 2, offset 7; the file ends within a character" in message
 
 
-def test_what_is_no_text_is_not_to_be_converted(tmp_path):
+def test_a_binary_file_gets_no_advice_to_convert_it(tmp_path):
     message = refusal([written(tmp_path / "x.png", b"\x89PNG\r\n\x1a\n\0\0")], tmp_path / "cache")
-    assert "no text" in message
+    assert "not a text file" in message
     assert "iconv" not in message
 
 
 @pytest.mark.parametrize("between", ["\r", "\r\n", "\n", "a"])
 @pytest.mark.parametrize("chunk", [1, 2, 3])
-def test_a_character_broken_by_another_is_refused(tmp_path, monkeypatch, between, chunk):
+def test_a_character_with_another_inside_is_refused(tmp_path, monkeypatch, between, chunk):
     monkeypatch.setattr(encoding, "CHUNK_SIZE", chunk)
     file = written(tmp_path / "bad.txt", b"a\xe2\x82" + between.encode() + b"\xacb")
     assert "0xe2 in line 1, offset 1;" in refusal([file], tmp_path / "cache")
@@ -229,7 +228,7 @@ def test_overlong_forms_surrogates_and_numbers_beyond_unicode_are_refused(tmp_pa
 
 
 @pytest.mark.parametrize("codec", ["utf-16-le", "utf-16-be"])
-def test_utf16_is_recognised_by_its_mark(tmp_path, codec):
+def test_utf16_is_recognised_by_its_byte_order_mark(tmp_path, codec):
     file = written(tmp_path / "bad.txt", "\ufeffabc\n".encode(codec))
     message = refusal([file], tmp_path / "cache")
     assert "UTF-16" in message
@@ -253,14 +252,14 @@ def test_a_corpus_of_newlines_is_a_corpus(tmp_path):
 def test_a_file_that_changes_between_the_passes_is_refused_and_not_cached(
     tmp_path, monkeypatch, later
 ):
-    file, survey = written(tmp_path / "a.txt", "abc"), count_characters
+    file, count = written(tmp_path / "a.txt", "abc"), count_characters
 
-    def survey_and_change(files, unit):
-        found = survey(files, unit)
+    def count_and_change(files, unit):
+        found = count(files, unit)
         written(file, later)
         return found
 
-    monkeypatch.setattr(encoding, "count_characters", survey_and_change)
+    monkeypatch.setattr(encoding, "count_characters", count_and_change)
     assert "changed" in refusal([file], tmp_path / "cache")
     assert folders(tmp_path / "cache") == []
 
@@ -268,7 +267,7 @@ def test_a_file_that_changes_between_the_passes_is_refused_and_not_cached(
 # The cache.
 
 
-def test_the_cache_is_used_again_under_any_file_name(tmp_path):
+def test_the_cache_is_used_for_the_same_text_in_another_file(tmp_path):
     cache = tmp_path / "cache"
     encode_files([written(tmp_path / "a.txt", "abc")], cache)
     [folder] = folders(cache)
@@ -278,7 +277,7 @@ def test_the_cache_is_used_again_under_any_file_name(tmp_path):
     assert decoded(again) == "abc"
 
 
-def test_other_content_is_another_entry(tmp_path):
+def test_another_text_has_another_cache(tmp_path):
     cache = tmp_path / "cache"
     file = written(tmp_path / "a.txt", "abc")
     first = encode_files([file], cache)
@@ -300,7 +299,7 @@ def test_other_content_is_another_entry(tmp_path):
     ],
     ids=["short ids", "long ids", "no ids", "no meta", "garbage", "empty meta", "null meta"],
 )
-def test_a_damaged_cache_is_made_anew(tmp_path, damage):
+def test_a_damaged_cache_is_encoded_again(tmp_path, damage):
     cache, file = tmp_path / "cache", written(tmp_path / "a.txt", "hello é")
     encode_files([file], cache)
     [folder] = folders(cache)
@@ -309,11 +308,11 @@ def test_a_damaged_cache_is_made_anew(tmp_path, damage):
     assert decoded(encode_files([file], cache)) == "hello é"
     [folder] = folders(cache)
     os.utime(folder / "ids.bin", ns=(1, 1))
-    encode_files([file], cache)  # and is whole now
+    encode_files([file], cache)  # now complete
     assert (folder / "ids.bin").stat().st_mtime_ns == 1
 
 
-def test_a_cache_of_another_format_is_made_anew(tmp_path, monkeypatch):
+def test_a_cache_of_another_format_is_encoded_again(tmp_path, monkeypatch):
     cache, file = tmp_path / "cache", written(tmp_path / "a.txt", "abc")
     encode_files([file], cache)
     [folder] = folders(cache)
@@ -323,7 +322,7 @@ def test_a_cache_of_another_format_is_made_anew(tmp_path, monkeypatch):
     assert (folder / "ids.bin").stat().st_mtime_ns > 1
 
 
-def test_what_a_killed_process_left_half_made_is_harmless(tmp_path):
+def test_an_incomplete_folder_of_a_killed_process_is_harmless(tmp_path):
     cache, file = tmp_path / "cache", written(tmp_path / "a.txt", "abc")
     encode_files([file], cache)
     [folder] = folders(cache)
@@ -336,7 +335,7 @@ def test_what_a_killed_process_left_half_made_is_harmless(tmp_path):
 
 
 class Full:
-    """A file on a full disk: what fits is written, then comes the error."""
+    """A file on a full disk: two bytes are written, then an error is raised."""
 
     def __init__(self, file) -> None:
         self.file = file
@@ -352,7 +351,7 @@ class Full:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_a_full_disk_leaves_no_half_made_cache(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_no_incomplete_cache(tmp_path, monkeypatch):
     cache, file = tmp_path / "cache", written(tmp_path / "a.txt", "hello")
     opened = Path.open
 
@@ -374,10 +373,10 @@ from pathlib import Path
 from lightning_app.data import encoding
 encoding.CHUNK_SIZE = 100
 read_all = encoding.read_files
-def slowly(files, *how):  # as a large text would be: both are at it at the same time
-    for piece in read_all(files, *how):
+def slowly(files, *args):  # as for a large text: both processes encode at the same time
+    for chunk in read_all(files, *args):
         time.sleep(0.0005)
-        yield piece
+        yield chunk
 encoding.read_files = slowly
 go = Path(sys.argv[3])
 go.with_suffix("." + sys.argv[4]).touch()
@@ -388,7 +387,7 @@ sys.stdout.buffer.write("".join(text.alphabet[i] for i in text.ids).encode())
 """
 
 
-def test_two_processes_at_once_get_the_same_right_ids(tmp_path):
+def test_two_processes_at_the_same_time_get_the_same_ids(tmp_path):
     text = "".join(f"line {i}: é天😀\n" for i in range(2000))
     file, go = written(tmp_path / "a.txt", text), tmp_path / "race.go"
     racers = [
@@ -408,3 +407,27 @@ def test_two_processes_at_once_get_the_same_right_ids(tmp_path):
         assert racer.returncode == 0, err.decode()
         assert out.decode() == text
     assert len(folders(tmp_path / "cache")) == 1
+
+
+# Counts.
+
+
+@pytest.mark.parametrize("vocab_size", [3, 200, 300, 70_000])
+def test_counts_of_ids_are_those_of_numpy_wherever_chunks_end(monkeypatch, vocab_size):
+    monkeypatch.setattr(encoding, "CHUNK_SIZE", 1001)
+    ids = np.random.default_rng(0).integers(vocab_size, size=10_000)
+    ids = ids.astype(np.min_scalar_type(vocab_size - 1))
+    expected = np.bincount(ids, minlength=vocab_size)
+    assert count_ids(ids, vocab_size).tolist() == expected.tolist()
+    assert count_ids(ids[:0], vocab_size).tolist() == [0] * vocab_size
+
+
+# Bytes.
+
+
+def test_with_unit_byte_any_file_is_read_as_it_is(tmp_path):
+    data = BOM + bytes(range(256)) + b"\r\n"
+    encoded = encode_files([written(tmp_path / "a.bin", data)], tmp_path / "cache", "byte")
+    assert decoded(encoded).encode("latin-1") == data
+    assert encoded.fingerprint == hashlib.sha256(b"bytes:" + data).hexdigest()
+    assert encoded.notes == ()

@@ -1,9 +1,12 @@
-"""Laws of the alphabet."""
+"""Laws of the tokenizer."""
+
+import doctest
 
 import numpy as np
 import pytest
 import torch
 
+from lightning_app.data import tokenizer as module
 from lightning_app.data.tokenizer import Tokenizer
 from lightning_app.errors import UserError
 
@@ -35,7 +38,7 @@ def test_decode_takes_lists_arrays_and_tensors():
     assert t.decode(torch.tensor([2, 0])) == "ca"
 
 
-def test_ids_are_places_in_the_sorted_alphabet():
+def test_ids_are_indices_into_the_sorted_alphabet():
     t = tokenizer()
     assert t.encode(t.alphabet).tolist() == list(range(len(t)))
     assert [ord(c) for c in t.alphabet] == sorted({ord(c) for c in CORPUS})
@@ -43,7 +46,7 @@ def test_ids_are_places_in_the_sorted_alphabet():
 
 
 @pytest.mark.parametrize("alphabet", ["ba", "aa", "aab"])
-def test_an_alphabet_out_of_order_or_with_repeats_is_no_alphabet(alphabet):
+def test_an_alphabet_that_is_unsorted_or_has_repeats_is_refused(alphabet):
     with pytest.raises(AssertionError):
         Tokenizer(alphabet)
 
@@ -64,7 +67,7 @@ def test_an_alphabet_out_of_order_or_with_repeats_is_no_alphabet(alphabet):
         ("fi", "\ufb01", "U+FB01 LATIN SMALL LIGATURE FI", "write 'fi' for"),
     ],
 )
-def test_a_missing_character_is_named_with_the_nearest_one_the_alphabet_has(
+def test_a_missing_character_is_named_with_a_similar_one_from_the_alphabet(
     corpus, text, named, remedy
 ):
     message = refusal(corpus, text)
@@ -74,14 +77,14 @@ def test_a_missing_character_is_named_with_the_nearest_one_the_alphabet_has(
 
 
 @pytest.mark.parametrize("character", ["\u4e2d", "\u0301", "\n", "\x00", "\u2014", "1"])
-def test_a_missing_character_without_a_stand_in_is_to_be_left_out(character):
+def test_a_missing_character_that_resembles_none_is_to_be_left_out(character):
     message = refusal("abc", "ab" + character)
     assert f"U+{ord(character):04X}" in message
     assert "at position 2" in message
     assert "; leave them out" in message
 
 
-def test_each_missing_character_is_named_once_and_five_at_most():
+def test_each_missing_character_is_named_once_and_at_most_five_are():
     message = refusal("a", "aZ1Z1Z")
     assert message.count("U+005A") == message.count("U+0031") == 1
     assert "at position 1" in message
@@ -89,3 +92,42 @@ def test_each_missing_character_is_named_once_and_five_at_most():
     assert "'5'" in many
     assert "'6'" not in many
     assert "and 2 more" in many
+
+
+def test_the_example_of_the_docstring_is_right():
+    assert doctest.testmod(module) == (0, 3)
+
+
+# Bytes.
+
+
+def byte_tokenizer(text: str) -> Tokenizer:
+    return Tokenizer("".join(map(chr, sorted(set(text.encode())))), "byte")
+
+
+def test_with_unit_byte_ids_are_those_of_utf_8():
+    t = byte_tokenizer(CORPUS)
+    assert "".join(t.alphabet[i] for i in t.encode(CORPUS)).encode("latin-1") == CORPUS.encode()
+    assert t.decode(t.encode(CORPUS)) == CORPUS
+
+
+def test_invalid_bytes_are_decoded_as_a_mark_that_can_be_dropped():
+    t = byte_tokenizer("a\u00e9")
+    cut = t.encode("\u00e9a")[1:]
+    assert t.decode(cut) == "\ufffda"
+    assert t.drop_invalid(t.decode(cut)) == "a"
+    assert tokenizer("\ufffd").drop_invalid("\ufffd") == "\ufffd"  # a character like others
+
+
+def test_bytes_missing_from_the_alphabet_are_named():
+    with pytest.raises(UserError, match=r"the prompt has bytes the model never saw: 0xc3, 0xa9 "):
+        byte_tokenizer("abc").encode("ab\u00e9", "the prompt")
+
+
+@pytest.mark.parametrize("t", [tokenizer(), byte_tokenizer(CORPUS)], ids=["char", "byte"])
+def test_decoding_id_by_id_gives_the_same_text(t):
+    decode, ids = t.decoder(), t.encode(CORPUS).tolist()
+    assert "".join(decode(i) for i in ids) == CORPUS
+    if t.unit == "byte":
+        decode, ids = t.decoder(), t.encode("\u4e2d").tolist()
+        assert [decode(i) for i in ids] == ["", "", "\u4e2d"]

@@ -1,4 +1,4 @@
-"""Laws of the yardsticks. The references: Kneser-Ney by its definition, compressors by hand."""
+"""Laws of the baselines. References: Kneser-Ney by its definition, compressors called directly."""
 
 import builtins
 import bz2
@@ -33,7 +33,7 @@ def as_ids(text: str) -> tuple[np.ndarray, str]:
 
 
 def kneser_ney_by_definition(train: str, held: str, vocab_size: int, n: int) -> float:
-    """With dictionaries, one character at a time; before the text stand symbols of its own."""
+    """With dictionaries, one character at a time; the text is preceded by padding symbols."""
     padded = ["^"] * n + list(train)
     counts = [Counter() for _ in range(n + 1)]  # by the length of the gram
     for i in range(n, len(padded)):
@@ -44,7 +44,7 @@ def kneser_ney_by_definition(train: str, held: str, vocab_size: int, n: int) -> 
         before = defaultdict(set)
         for gram in counts[k + 1]:
             before[gram[1:]].add(gram[0])
-        counts[k] = Counter({gram: len(kinds) for gram, kinds in before.items()})
+        counts[k] = Counter({gram: len(distinct) for gram, distinct in before.items()})
 
     def p(context: tuple, c: str) -> float:
         k = len(context) + 1
@@ -66,7 +66,7 @@ def kneser_ney_by_definition(train: str, held: str, vocab_size: int, n: int) -> 
 
 
 @pytest.mark.parametrize("text", [words(60), words(60, seed=2), "ab" * 80, "aaaaaaaaab"])
-def test_kneser_ney_is_its_definition(text):
+def test_kneser_ney_agrees_with_its_definition(text):
     ids, alphabet = as_ids(text)
     split = len(ids) * 4 // 5
     losses = kneser_ney(ids, split, len(alphabet), max_order=4)
@@ -75,7 +75,7 @@ def test_kneser_ney_is_its_definition(text):
         assert loss == pytest.approx(expected, abs=1e-9)
 
 
-def test_kneser_ney_probabilities_add_up_to_one_whatever_comes_next():
+def test_kneser_ney_probabilities_of_all_next_characters_add_up_to_one():
     ids, alphabet = as_ids(words(80))
     split = len(ids) - 1
     for order in range(1, 6):
@@ -87,58 +87,60 @@ def test_kneser_ney_probabilities_add_up_to_one_whatever_comes_next():
             assert total == pytest.approx(1)
 
 
-def test_characters_never_seen_in_training_cost_something_finite():
+def test_characters_that_training_text_lacks_have_a_finite_loss():
     ids, alphabet = as_ids("ab" * 50 + "xyz")
     losses = kneser_ney(ids, 100, len(alphabet))
     assert all(math.log(2) < loss < 20 for loss in losses)
 
 
-def test_compressors_pay_for_what_the_held_out_text_adds():
+def test_a_compressors_loss_is_the_size_that_the_held_out_text_adds():
     text = words(3000)
     ids, alphabet = as_ids(text)
     split = len(ids) * 9 // 10
     found = measure_baselines(ids, alphabet, (0, split), (split, len(ids)))
-    nats = {y.name: y.nats for y in found.figures}
-    before, whole = text[:split].encode(), text.encode()
-    by_hand = (len(bz2.compress(whole)) - len(bz2.compress(before))) * 8 * math.log(2)
+    nats = {b.name: b.nats for b in found.results}
+    before, both = text[:split].encode(), text.encode()
+    by_hand = (len(bz2.compress(both)) - len(bz2.compress(before))) * 8 * math.log(2)
     assert nats["bzip2"] == pytest.approx(by_hand / (len(text) - split))
     assert (found.train, found.held) == (split, len(text) - split)
     assert nats["uniform"] == pytest.approx(math.log(len(alphabet)))
-    assert [y.nats for y in found.figures] == sorted(y.nats for y in found.figures)
-    # a lexicon of twelve words: whoever learns from the text is far below the unigram
+    assert [b.nats for b in found.results] == sorted(b.nats for b in found.results)
+    # with a lexicon of twelve words, all others are far below the unigram model
     assert max(v for k, v in nats.items() if k not in ("uniform", "unigram")) < nats["unigram"]
 
 
-def test_a_text_that_repeats_the_training_text_costs_a_compressor_next_to_nothing():
+def test_a_repetition_of_the_training_text_costs_a_compressor_almost_nothing():
     rng = random.Random(0)
     text = "".join(rng.choices("abcdefgh", k=60_000))
     ids, alphabet = as_ids(text + text[:5000])
     nats = {
-        y.name: y.nats
-        for y in measure_baselines(ids, alphabet, (0, len(text)), (len(text), len(ids))).figures
+        b.name: b.nats
+        for b in measure_baselines(ids, alphabet, (0, len(text)), (len(text), len(ids))).results
     }
     assert nats["xz"] < 0.05 < 1 < nats["bzip2"] + 1
     assert nats["unigram"] == pytest.approx(math.log(8), abs=0.01)
 
 
-def test_only_the_end_of_a_long_training_text_and_the_start_of_a_long_held_out_one_count(
+def test_of_long_texts_the_end_of_the_training_text_and_the_start_of_the_held_out_one_are_used(
     monkeypatch,
 ):
-    monkeypatch.setattr(baselines, "TRAIN_BYTES", 1000)
-    monkeypatch.setattr(baselines, "HELD_BYTES", 300)
+    monkeypatch.setattr(baselines, "MAX_TRAIN_BYTES", 1000)
+    monkeypatch.setattr(baselines, "MAX_HELD_OUT_BYTES", 300)
     ids, alphabet = as_ids("天" * 4000 + words(1000))
     found = measure_baselines(ids, alphabet, (0, 6000), (6000, len(ids)))
     assert 400 < found.train < 900  # of two to three bytes each
     assert 100 < found.held < 300
     n = found.held
     again = measure_baselines(ids, alphabet, (6000 - found.train, 6000), (6000, 6000 + n))
-    assert [(y.name, y.nats) for y in again.figures] == [(y.name, y.nats) for y in found.figures]
+    assert [(b.name, b.nats) for b in again.results] == [(b.name, b.nats) for b in found.results]
 
 
-def test_the_text_as_bytes_is_the_text():
+def test_ids_become_the_bytes_of_the_text():
     text = "añ天🙂\n"
     ids, alphabet = as_ids(text)
     assert ids_to_bytes(ids, alphabet) == text.encode()
+    ids, alphabet = as_ids(text.encode().decode("latin-1"))
+    assert ids_to_bytes(ids, alphabet, "byte") == text.encode()
 
 
 @pytest.fixture
@@ -148,27 +150,27 @@ def encoded(tmp_path):
     return encode_files([file], tmp_path / "cache")
 
 
-def test_figures_are_kept_beside_the_encoded_text_for_each_pair_of_splits(encoded, monkeypatch):
+def test_results_are_stored_for_each_pair_of_splits(encoded, monkeypatch):
     first = cached_baselines(encoded, (0, 4000), (4000, 5000))
     other = cached_baselines(encoded, (0, 3000), (3000, 4000))
-    monkeypatch.setattr(baselines, "measure_baselines", None)  # no need to measure again
+    monkeypatch.setattr(baselines, "measure_baselines", None)  # a call would raise
     assert cached_baselines(encoded, (0, 4000), (4000, 5000)) == first != other
     assert cached_baselines(encoded, (0, 3000), (3000, 4000)) == other
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"1: 0-4000, 4000-5000": 7}'])
-def test_a_damaged_cache_is_measured_anew(encoded, tmp_path, damage):
+def test_a_damaged_cache_is_measured_again(encoded, tmp_path, damage):
     bounds = (0, 4000), (4000, 5000)
     first = cached_baselines(encoded, *bounds)
-    (file,) = tmp_path.glob("cache/*/yardsticks.json")
+    (file,) = tmp_path.glob("cache/*/baselines.json")
     file.write_text(damage)
     again = cached_baselines(encoded, *bounds)
-    assert [(y.name, y.nats) for y in again.figures] == [(y.name, y.nats) for y in first.figures]
+    assert [(b.name, b.nats) for b in again.results] == [(b.name, b.nats) for b in first.results]
     assert len(json.loads(file.read_text())) == 1
     assert not list(tmp_path.glob("cache/*/*.part"))
 
 
-def test_without_pyppmd_its_line_says_what_to_install_and_a_later_run_measures_it(
+def test_without_pyppmd_its_row_says_what_to_install_and_a_later_run_measures_it(
     encoded, monkeypatch
 ):
     bounds = (0, 4000), (4000, 5000)
@@ -181,15 +183,15 @@ def test_without_pyppmd_its_line_says_what_to_install_and_a_later_run_measures_i
 
     monkeypatch.setattr(builtins, "__import__", missing)
     lines = baseline_table(cached_baselines(encoded, *bounds))
-    assert "pip install" in lines[-1]
+    assert "pip install -e '.[baselines]'" in lines[-1]
     assert "PPMd" in lines[-1]
     monkeypatch.setattr(builtins, "__import__", real)
-    assert all(y.nats for y in cached_baselines(encoded, *bounds).figures)
+    assert all(b.nats for b in cached_baselines(encoded, *bounds).results)
 
 
-def test_the_network_stands_in_the_table_where_its_figure_puts_it(encoded):
+def test_the_network_is_in_the_table_at_the_place_of_its_loss(encoded):
     found = cached_baselines(encoded, (0, 4000), (4000, 5000))
-    nats = sorted(y.nats for y in found.figures)
+    nats = sorted(b.nats for b in found.results)
     middle = (nats[1] + nats[2]) / 2
     lines = baseline_table(found, ("this network", middle))
     assert lines[3].startswith("this network")

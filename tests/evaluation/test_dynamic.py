@@ -1,5 +1,4 @@
-"""Laws of dynamic evaluation: the references are the network that does not learn, and a text whose
-end is another."""
+"""Laws of dynamic evaluation, with weights that do not change as the reference."""
 
 import numpy as np
 import pytest
@@ -32,7 +31,7 @@ def text(n: int, seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("stride", [1, 5, 16])
-def test_without_moving_it_is_the_loss_of_the_weights(stride):
+def test_at_a_learning_rate_of_almost_zero_it_is_the_loss_of_the_weights(stride):
     gpt, reading = network(), batches(text(60), stride)
     still = dynamic_loss(gpt, reading, DynamicOptions(learning_rate=1e-30, decay=0.0))
     losses = torch.cat([loss_per_character(gpt(idx), targets) for idx, targets in reading])
@@ -40,7 +39,7 @@ def test_without_moving_it_is_the_loss_of_the_weights(stride):
     assert still.scored == 59
 
 
-def test_a_character_is_scored_before_it_is_learned_from():
+def test_a_character_is_scored_before_the_weights_are_trained_on_it():
     one, stride = text(60), 4
     other = one.copy()
     other[1 + 4 * stride :] = text(len(one) - 1 - 4 * stride, seed=9)
@@ -51,14 +50,14 @@ def test_a_character_is_scored_before_it_is_learned_from():
     assert float(longer[0].compute()) != float(longer[1].compute())
 
 
-def test_it_learns_a_text_that_repeats_itself():
+def test_the_loss_of_a_repeated_text_falls():
     reading = batches(np.tile(text(20), 30), stride=8)
     still = dynamic_loss(network(), reading, DynamicOptions(learning_rate=1e-30, decay=0.0))
     moving = dynamic_loss(network(), reading, DynamicOptions(learning_rate=0.01, decay=0.0))
     assert float(moving.compute()) < 0.7 * float(still.compute())
 
 
-def test_decay_draws_back_to_the_trained_weights():
+def test_decay_1_restores_the_trained_weights():
     reading = batches(text(60), stride=4)
     free, held = network(), network()
     dynamic_loss(free, reading, DynamicOptions(learning_rate=0.01, decay=0.0))

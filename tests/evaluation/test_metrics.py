@@ -1,4 +1,4 @@
-"""Laws of the one accumulator behind loss, perplexity and bits per character."""
+"""Laws of the metric behind loss, perplexity and bits per character."""
 
 import math
 
@@ -11,7 +11,7 @@ from lightning_app.model.gpt import loss_per_character
 
 
 def batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Losses and targets of unequal batches, some targets padding, one batch nothing else."""
+    """Losses and targets of batches of different sizes, with padding; one is padding only."""
     generator = torch.Generator().manual_seed(0)
     made = []
     for n in (7, 1, 64, 3):
@@ -50,11 +50,11 @@ def test_half_precision_losses_are_summed_in_float64():
     assert metric.total.item() == 4099
 
 
-def test_the_order_and_the_cut_of_batches_do_not_matter():
+def test_the_order_and_the_size_of_batches_do_not_matter():
     parts = batches()
-    whole = [torch.cat(side) for side in zip(*parts, strict=True)]
+    joined = [torch.cat(side) for side in zip(*parts, strict=True)]
     one, many = CharacterLoss(), CharacterLoss()
-    one.update(*whole)
+    one.update(*joined)
     for part in reversed(parts):
         many.update(*part)
     assert one.compute().item() == pytest.approx(many.compute().item(), rel=1e-14)
@@ -70,7 +70,7 @@ def test_calling_the_metric_gives_the_batchs_loss_and_keeps_the_sum():
     assert metric.compute() == other.compute()
 
 
-def test_reset_forgets_everything():
+def test_reset_starts_a_new_sum():
     metric = CharacterLoss()
     for part in batches():
         metric.update(*part)
@@ -108,6 +108,6 @@ def test_perplexity_is_exp_of_the_loss_and_bpc_the_loss_in_bits():
     assert loss_metrics(0.0) == {"loss": 0.0, "perplexity": 1.0, "bpc": 0.0}
 
 
-def test_a_hopeless_loss_has_infinite_perplexity_and_raises_nothing():
+def test_a_very_large_loss_has_infinite_perplexity():
     assert loss_metrics(1000.0)["perplexity"] == math.inf
     assert math.isnan(loss_metrics(math.nan)["loss"])

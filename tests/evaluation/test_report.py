@@ -1,4 +1,4 @@
-"""Laws of the report: its figures by hand, and a page that stands alone."""
+"""Laws of the report: its numbers by their definitions, and a page without external files."""
 
 import re
 from types import SimpleNamespace
@@ -10,16 +10,16 @@ import torch
 from lightning_app.data.tokenizer import Tokenizer
 from lightning_app.evaluation import report
 from lightning_app.evaluation.report import (
-    PASSAGE,
+    PASSAGE_LENGTH,
     Scores,
-    by_context,
-    by_kind,
     calibration,
-    character_kind,
+    character_class,
     collect_scores,
     displayed_alphabet,
+    highest_loss_passages,
+    loss_by_class,
+    loss_by_context,
     report_page,
-    surprising,
 )
 from lightning_app.model.gpt import GPT, GPTConfig
 
@@ -40,7 +40,7 @@ def batches(n: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     found = []
     for _ in range(n):
         idx, targets = torch.randint(len(ALPHABET), (2, 3, 12))
-        targets[:, :4] = -1  # as where windows slide
+        targets[:, :4] = -1  # as with sliding windows
         found.append((idx, targets))
     return found
 
@@ -54,12 +54,14 @@ def scores(losses: list[float], targets: list[int] | None = None) -> Scores:
 
 @pytest.mark.parametrize(("first", "size"), [(0, 1), (0, 2), (0, 256), (40, 100)])
 def test_loss_by_context_is_the_mean_of_each_range(first, size):
-    places = np.random.default_rng(0).integers(first, size, 5000)
+    positions = np.random.default_rng(0).integers(first, size, 5000)
     losses = np.random.default_rng(1).random(5000)
-    found = by_context(Scores(places, losses, places, losses, losses > 0))
+    found = loss_by_context(Scores(positions, losses, positions, losses, losses > 0))
     ends = [*found[0][1:], size + 1]
     for begin, end, mean in zip(found[0], ends, found[1], strict=True):
-        assert mean == pytest.approx(losses[(places + 1 >= begin) & (places + 1 < end)].mean())
+        assert mean == pytest.approx(
+            losses[(positions + 1 >= begin) & (positions + 1 < end)].mean()
+        )
     assert found[0][0] <= first + 1
     assert len(found[0]) <= 2 * np.log2(size) + 1
 
@@ -72,21 +74,21 @@ def test_every_scored_character_is_collected_in_reading_order():
     targets = torch.cat([t for _, t in some])
     i = 0
     for row in range(12):
-        for place in range(4, 12):
-            expected = p[row, place]
-            assert found.targets[i] == targets[row, place]
-            assert found.places[i] == place
+        for position in range(4, 12):
+            expected = p[row, position]
+            assert found.targets[i] == targets[row, position]
+            assert found.positions[i] == position
             assert found.losses[i] == pytest.approx(
-                -float(expected[targets[row, place]].log()), abs=1e-5
+                -float(expected[targets[row, position]].log()), abs=1e-5
             )
             assert found.confidence[i] == pytest.approx(float(expected.max()), abs=1e-6)
-            assert found.right[i] == (expected.argmax() == targets[row, place])
+            assert found.correct[i] == (expected.argmax() == targets[row, position])
             i += 1
     assert i == len(found.losses)
 
 
 @pytest.mark.parametrize(
-    ("text", "kinds"),
+    ("text", "expected"),
     [
         ("a", "letter, inside a word"),
         (" a", "letter, first of a word"),
@@ -97,44 +99,44 @@ def test_every_scored_character_is_collected_in_reading_order():
         ("\na", "letter, first of a word"),
         (".\t", "space"),
         ("a7", "digit"),
-        ("a.", "punctuation and signs"),
+        ("a.", "punctuation and symbols"),
         ("\ufffda", "letter, inside a word"),
     ],
 )
-def test_kinds_of_characters(text, kinds):
+def test_classes_of_characters(text, expected):
     previous = text[0] if len(text) > 1 else "x"
-    assert character_kind(previous, text[-1]) == kinds
+    assert character_class(previous, text[-1]) == expected
 
 
-def test_bytes_of_longer_characters_are_not_taken_for_latin1():
+def test_bytes_of_non_ascii_characters_are_not_displayed_as_latin_1():
     assert displayed_alphabet(Tokenizer("a©Ã", "byte")) == "a\ufffd\ufffd"
     assert (
-        character_kind("a", displayed_alphabet(Tokenizer("a©Ã", "byte"))[1])
-        == "byte of a longer character"
+        character_class("a", displayed_alphabet(Tokenizer("a©Ã", "byte"))[1])
+        == "byte of a non-ASCII character"
     )
     assert displayed_alphabet(Tokenizer("aé", "char")) == "aé"
 
 
-def test_loss_by_kind_adds_up_and_the_costliest_stands_first():
+def test_loss_by_class_adds_up_and_the_largest_is_first():
     at = {c: i for i, c in enumerate(ALPHABET)}
-    found = by_kind(scores([1.0, 2.0, 5.0, 0.5], [at[c] for c in "bb1 "]), ALPHABET)
+    found = loss_by_class(scores([1.0, 2.0, 5.0, 0.5], [at[c] for c in "bb1 "]), ALPHABET)
     assert found[:2] == [("digit", 1, 5.0), ("letter, inside a word", 1, 2.0)]
     assert sum(n for _, n, _ in found) == 4
     assert sum(n * loss for _, n, loss in found) == pytest.approx(8.5)
 
 
-def test_the_most_surprising_passages_do_not_overlap():
+def test_passages_with_the_highest_loss_do_not_overlap():
     losses = np.ones(2000)
     losses[300:380] = 3.0
     losses[900:980] = 5.0
-    found = surprising(scores(losses.tolist()))
+    found = highest_loss_passages(scores(losses.tolist()))
     assert found[:2] == [(900, 5.0), (300, 3.0)]
-    places = sorted(at for at, _ in found)
-    assert (np.diff(places) >= PASSAGE).all()
-    assert surprising(scores([1.0] * 79)) == []
+    positions = sorted(at for at, _ in found)
+    assert (np.diff(positions) >= PASSAGE_LENGTH).all()
+    assert highest_loss_passages(scores([1.0] * 79)) == []
 
 
-def test_calibration_is_its_definition():
+def test_calibration_agrees_with_its_definition():
     rng = np.random.default_rng(0)
     n = 500
     confidence, right = rng.uniform(0, 1, n), rng.uniform(0, 1, n) < 0.4
@@ -149,9 +151,9 @@ def test_calibration_is_its_definition():
     assert error == pytest.approx(expected)
 
 
-def test_the_page_stands_alone_and_shows_text_as_text(monkeypatch):
+def test_the_page_needs_no_other_files_and_escapes_the_text(monkeypatch):
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr(report, "WRITTEN", 200)
+    monkeypatch.setattr(report, "SAMPLE_LENGTH", 200)
     unigram = np.ones(len(ALPHABET)) / len(ALPHABET)
     trained = SimpleNamespace(gpt=network(), tokenizer=Tokenizer(ALPHABET), unigram=unigram)
     train = np.random.default_rng(0).integers(len(ALPHABET), size=500)
@@ -161,7 +163,7 @@ def test_the_page_stands_alone_and_shows_text_as_text(monkeypatch):
     addresses = re.findall(r"(?:src|href)=[\"'](?!#)([^\"']*)", made)
     assert addresses == []
     assert "<script" not in made
-    for name in ("Does more context help", "calibration error", "stand in the training text"):
+    for name in ("Does more context help", "calibration error", "occur in the training text"):
         assert name in made
     assert "&lt;</span>" in made or "&amp;</span>" in made  # characters of the text, escaped
 
