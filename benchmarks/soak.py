@@ -37,7 +37,7 @@ FLAGS = [
     *("--model.n_layer", "2", "--model.n_head", "2", "--model.n_embd", "32"),
     *("--model.dropout", "0.1", "--optim.average_decay", "0.9", "--compile", "true"),
     *("--optim.weight_decay", "0.1", "--optim.final_weight_decay", "0.5"),
-    *("--schedule.windows", "[[0,0.5],[0.5,1]]", "--trainer.accumulate_grad_batches", "2"),
+    *("--data.window_schedule", "[[0,0.5],[0.5,1]]", "--trainer.accumulate_grad_batches", "2"),
     *("--trainer.max_steps", "1000", "--trainer.val_check_interval", "20"),
     *("--early_stopping_patience", "3"),
     *("--trainer.gradient_clip_val", "1", "--trainer.precision", "bf16-mixed"),

@@ -73,7 +73,7 @@ def our_speed(text: Path, shape: dict, folder: Path, optimizer: str) -> float:
     flags |= {"data.corpus": text, "data.splits": "[0.9,0.1]", "data.data_dir": folder / "data"}
     flags |= {
         "optim.name": optimizer,
-        "schedule.windows": "[[0,1]]",
+        "data.window_schedule": "[[0,1]]",
         "compile": "true",
         "fresh": "true",
     }
