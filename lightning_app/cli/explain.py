@@ -29,9 +29,8 @@ def explain(error: Exception) -> str | None:
         return text
     if isinstance(error, OSError):
         where = f" ({error.filename})" if error.filename else ""
-        reason = error.strerror or text
+        reason = error.strerror or text or "an operation on a file failed"
         if "No space left" in reason or "No space left" in text:
             return f"the disk is full{where}; free some space and run the same command again"
-        reason = reason or type(error).__name__
         return f"{reason[0].lower()}{reason[1:]}{where}; check the path and its permissions"
     return None

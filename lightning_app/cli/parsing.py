@@ -13,20 +13,20 @@ from jsonargparse.typing import restricted_number_type
 
 from lightning_app.errors import UserError
 
-# Configs are read from disk only, never downloaded. (LightningCLI would allow URLs.)
-set_parsing_settings(config_read_mode_fsspec_enabled=False)
-
-
 Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**63)])
 
 
 class FriendlyErrors(ArgumentParser):
     """A parser that raises UserError for a mistake on the command line or in a config.
 
-    `prog` is the command as typed, such as "main.py fit". Options cannot be abbreviated.
+    `prog` is the command as typed, such as "main.py fit"; jsonargparse creates parsers of this class
+    without one, for the options of a class that an option names (`class_path`). Options cannot be
+    abbreviated.
     """
 
-    def __init__(self, *args: Any, prog: str, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, prog: str | None = None, **kwargs: Any) -> None:
+        # Configs are read from disk, never downloaded; importing LightningCLI allows downloads.
+        set_parsing_settings(config_read_mode_fsspec_enabled=False)
         usage = f"{prog} [--config CONFIG] [--option VALUE ...]"
         kwargs |= {"prog": prog, "usage": usage, "allow_abbrev": False}
         super().__init__(*args, **kwargs)
@@ -42,10 +42,11 @@ class Parser(FriendlyErrors):
     defined here for --help.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        config = "A config: a path, or a name in configs/; values of other commands are ignored."
-        self.add_argument("--config", type=str | None, help=config)
+    def __init__(self, *args: Any, prog: str | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, prog=prog, **kwargs)
+        if prog is not None:
+            config = "A config: a path, or a name in configs/; values of other commands are ignored."
+            self.add_argument("--config", type=str | None, help=config)
 
 
 def known_keys(parser: ArgumentParser) -> list[str]:

@@ -150,7 +150,7 @@ class EvaluationProgressBar(ProgressBar):
         self.enabled = False
 
     def start(self, trainer: Trainer, batches: list[int | float]) -> None:
-        if self.enabled and trainer.is_global_zero:
+        if self.enabled:
             self.bar = tqdm(
                 total=sum(batches),
                 desc="scoring",
