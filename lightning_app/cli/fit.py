@@ -243,7 +243,7 @@ class FitCLI(LightningCLI):
         given = given if isinstance(given, list) else [given]
         callbacks = [self.checkpoints, *given, log, TextSamples()]  # the Trainer calls it last
         if config["enable_progress_bar"] is not False:
-            callbacks.append(TrainingProgressBar(log))
+            callbacks.append(TrainingProgressBar())
         if decay := self.model.optim.average_decay:
             callbacks.append(WeightAverage(decay))
         if patience := self.config.early_stopping_patience:

@@ -19,9 +19,9 @@ Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**63)])
 class FriendlyErrors(ArgumentParser):
     """A parser that raises UserError for a mistake on the command line or in a config.
 
-    `prog` is the command as typed, such as "main.py fit"; jsonargparse creates parsers of this class
-    without one, for the options of a class that an option names (`class_path`). Options cannot be
-    abbreviated.
+    `prog` is the command as typed, such as "main.py fit". It is None in parsers that jsonargparse
+    creates from this class, for the options of a class that an option names (`class_path`).
+    Options cannot be abbreviated.
     """
 
     def __init__(self, *args: Any, prog: str | None = None, **kwargs: Any) -> None:
@@ -45,7 +45,9 @@ class Parser(FriendlyErrors):
     def __init__(self, *args: Any, prog: str | None = None, **kwargs: Any) -> None:
         super().__init__(*args, prog=prog, **kwargs)
         if prog is not None:
-            config = "A config: a path, or a name in configs/; values of other commands are ignored."
+            config = (
+                "A config: a path, or a name in configs/; values of other commands are ignored."
+            )
             self.add_argument("--config", type=str | None, help=config)
 
 

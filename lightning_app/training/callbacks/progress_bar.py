@@ -10,7 +10,6 @@ from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
 from lightning_app.lightning_internals import just_stepped
-from lightning_app.training.callbacks.training_log import TrainingLog
 from lightning_app.training.module import CharGPT
 
 UPDATE_SECONDS = 0.5  # between two updates of the training bar
@@ -20,12 +19,11 @@ class TrainingProgressBar(ProgressBar):
     """One line on standard error: loss, validation loss, characters per second, time left.
 
     Each validation adds a line with its figures. If standard error is not a terminal, there is no
-    bar, and those lines include the figures of training. Speed is taken from `training_log`.
+    bar, and those lines include the speed and the time left.
     """
 
-    def __init__(self, training_log: TrainingLog) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.training_log = training_log
         self.bar: tqdm | None = None
         self.enabled = True
         self.loss = math.nan  # of the last update
@@ -46,7 +44,6 @@ class TrainingProgressBar(ProgressBar):
         self.enabled = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, CharGPT)
         self.reset_timing()
         if self.enabled and sys.stderr.isatty():
             self.bar = tqdm(
@@ -56,7 +53,7 @@ class TrainingProgressBar(ProgressBar):
                 dynamic_ncols=True,
                 file=sys.stderr,
             )
-            if pl_module.compile_network:
+            if isinstance(pl_module, CharGPT) and pl_module.compile_network:
                 self.bar.set_postfix_str("compiling, up to a minute the first time")
 
     def seconds_left(self, trainer: Trainer) -> float | None:
@@ -81,16 +78,16 @@ class TrainingProgressBar(ProgressBar):
         self.updated = time.perf_counter()
         self.loss = float(outputs["loss"])
         self.bar.n = trainer.global_step
-        self.bar.set_postfix_str(self.postfix(trainer, pl_module))
+        self.bar.set_postfix_str(self.postfix(trainer))
 
-    def postfix(self, trainer: Trainer, pl_module: LightningModule) -> str:
+    def postfix(self, trainer: Trainer) -> str:
         """What follows the number of steps on the line."""
-        assert isinstance(pl_module, CharGPT)
+        metrics = trainer.callback_metrics
         parts = [] if math.isnan(self.loss) else [f"loss {self.loss:.3f}"]
-        if "val/loss" in pl_module.figures:
-            parts.append(f"val {pl_module.figures['val/loss']:.4f}")
-        if self.training_log.characters_per_second:
-            parts.append(f"{self.training_log.characters_per_second:,.0f} characters/s")
+        if "val/loss" in metrics:
+            parts.append(f"val {metrics['val/loss']:.4f}")
+        if "train/characters_per_second" in metrics:
+            parts.append(f"{metrics['train/characters_per_second']:,.0f} characters/s")
         if (remaining := self.seconds_left(trainer)) is not None:
             minutes, seconds = divmod(round(remaining), 60)
             parts.append(f"{minutes}:{seconds:02d} left")
@@ -105,21 +102,20 @@ class TrainingProgressBar(ProgressBar):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit" or not self.enabled:
             return
-        assert isinstance(pl_module, CharGPT)
         self.validation_seconds = time.perf_counter() - self.validation_started
         self.all_validation_seconds += self.validation_seconds
-        figures = pl_module.figures
+        metrics = trainer.callback_metrics
         line = (
             f"step {trainer.global_step:,}/{trainer.max_steps:,}  "
-            f"val loss {figures['val/loss']:.4f}  perplexity {figures['val/perplexity']:.3f}  "
-            f"bpc {figures['val/bpc']:.4f}"
+            f"val loss {metrics['val/loss']:.4f}  perplexity {metrics['val/perplexity']:.3f}  "
+            f"bpc {metrics['val/bpc']:.4f}"
         )
-        if "val/gap" in figures:
-            line += f"  gap {figures['val/gap']:+.4f}"
+        if "val/gap" in metrics:
+            line += f"  gap {metrics['val/gap']:+.4f}"
         if self.bar is not None:
             self.bar.write(line, file=sys.stderr)
         else:
-            print(f"{line}  ({self.postfix(trainer, pl_module)})", file=sys.stderr, flush=True)
+            print(f"{line}  ({self.postfix(trainer)})", file=sys.stderr, flush=True)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException

@@ -9,10 +9,9 @@ import torch
 
 from lightning_app.training.callbacks import progress_bar
 from lightning_app.training.callbacks.progress_bar import EvaluationProgressBar, TrainingProgressBar
-from lightning_app.training.callbacks.training_log import TrainingLog
 from lightning_app.training.module import CharGPT
 
-FIGURES = {"val/loss": 1.5, "val/perplexity": 4.4817, "val/bpc": 2.164}
+METRICS = {"val/loss": 1.5, "val/perplexity": 4.4817, "val/bpc": 2.164}
 
 
 class Terminal(io.StringIO):
@@ -54,6 +53,7 @@ def trainer(**given) -> SimpleNamespace:
     values = {
         "max_steps": 100,
         "global_step": 0,
+        "callback_metrics": {},
         "accumulate_grad_batches": 1,
         "val_check_batch": 50,
         "state": SimpleNamespace(fn="fit"),
@@ -75,12 +75,12 @@ def train(bar: TrainingProgressBar, t, model: CharGPT, steps: int, clock: Clock,
 def validate(bar: TrainingProgressBar, t, model: CharGPT, clock: Clock, seconds: float) -> None:
     bar.on_validation_start(t, model)
     clock.now += seconds
-    model.figures = FIGURES
+    t.callback_metrics |= {name: torch.tensor(value) for name, value in METRICS.items()}
     bar.on_validation_end(t, model)
 
 
 def test_time_left_is_that_of_the_steps_and_validations_to_come(model, clock):
-    bar, t = TrainingProgressBar(TrainingLog()), trainer()
+    bar, t = TrainingProgressBar(), trainer()
     bar.on_train_start(t, model)
     assert bar.seconds_left(t) is None
     train(bar, t, model, 1, clock, seconds=60)  # compiles
@@ -94,17 +94,16 @@ def test_time_left_is_that_of_the_steps_and_validations_to_come(model, clock):
 
 
 def test_a_resumed_run_counts_its_own_steps(model, clock):
-    bar, t = TrainingProgressBar(TrainingLog()), trainer(global_step=90, val_check_batch=None)
+    bar, t = TrainingProgressBar(), trainer(global_step=90, val_check_batch=None)
     bar.on_train_start(t, model)
     train(bar, t, model, 6, clock, seconds=3)
     assert bar.seconds_left(t) == pytest.approx(4 * 3)
 
 
 def test_without_a_terminal_each_validation_is_one_line(model, clock, capsys):
-    log = TrainingLog()
-    bar, t = TrainingProgressBar(log), trainer(max_steps=2000, val_check_batch=1000)
+    bar, t = TrainingProgressBar(), trainer(max_steps=2000, val_check_batch=1000)
     bar.on_train_start(t, model)
-    log.characters_per_second = 12345.6
+    t.callback_metrics["train/characters_per_second"] = torch.tensor(12345.6)
     train(bar, t, model, 1001, clock, seconds=0.125)
     assert capsys.readouterr() == ("", "")
     validate(bar, t, model, clock, seconds=5)
@@ -114,13 +113,13 @@ def test_without_a_terminal_each_validation_is_one_line(model, clock, capsys):
         "step 1,001/2,000  val loss 1.5000  perplexity 4.482  bpc 2.1640  "
         "(val 1.5000  12,346 characters/s  2:10 left)\n"
     )
-    model.figures = FIGURES | {"val/gap": 0.25}
+    t.callback_metrics["val/gap"] = torch.tensor(0.25)
     bar.on_validation_end(t, model)
     assert "gap +0.2500" in capsys.readouterr().err
 
 
 def test_on_a_terminal_there_is_a_bar_and_lines_above_it(model, clock, terminal, capsys):
-    bar, t = TrainingProgressBar(TrainingLog()), trainer()
+    bar, t = TrainingProgressBar(), trainer()
     model.compile_network = True
     bar.on_train_start(t, model)
     assert "compiling" in terminal.getvalue()
@@ -136,7 +135,7 @@ def test_on_a_terminal_there_is_a_bar_and_lines_above_it(model, clock, terminal,
 
 
 def test_a_disabled_bar_is_silent(model, clock, terminal):
-    bar, t = TrainingProgressBar(TrainingLog()), trainer()
+    bar, t = TrainingProgressBar(), trainer()
     bar.disable()
     bar.on_train_start(t, model)
     train(bar, t, model, 2, clock, seconds=1)
@@ -148,7 +147,7 @@ def test_a_disabled_bar_is_silent(model, clock, terminal):
 
 
 def test_other_processes_than_the_first_show_nothing(model, terminal):
-    for bar in (TrainingProgressBar(TrainingLog()), EvaluationProgressBar()):
+    for bar in (TrainingProgressBar(), EvaluationProgressBar()):
         bar.setup(trainer(is_global_zero=False), model, "fit")
         assert not bar.enabled
 
