@@ -1,9 +1,9 @@
-"""How much bfloat16 and int8 weights raise the loss, measured in the CPU engine that generates.
+"""What smaller weights cost: the loss of the text engine itself, character by character.
 
     python benchmarks/weights.py logs/gpt_char/checkpoints/best.ckpt [--windows 64]
 
-Windows spread evenly over the validation split are read by `CPUEngine`, one character after the
-other, with each kind of weights; once one window at a time, once all windows together.
+Windows of the validation split, spread over it, each read by `decoding.Engine` from its first
+character to its last, with the weights of each kind; one row at a time and all rows at once.
 """
 
 import argparse
@@ -23,15 +23,14 @@ from lightning_app.model.gpt import GPT
 from lightning_app.runs.checkpoint import load
 
 
-def losses_together(gpt: GPT, ids: np.ndarray, weights: str) -> np.ndarray:
-    """Losses (B, T - 1) in nats of windows ids (B, T), read together."""
+def several(gpt: GPT, ids: np.ndarray, weights: str) -> np.ndarray:
+    """Losses (B, T - 1) in nats."""
     engine = CPUEngine(gpt, len(ids), weights)
     steps = [engine.logits(column) for column in ids[:, :-1].T]
     return losses(np.stack(steps, axis=1), ids)
 
 
-def losses_one_by_one(gpt: GPT, ids: np.ndarray, weights: str) -> np.ndarray:
-    """The same, read one window at a time."""
+def one(gpt: GPT, ids: np.ndarray, weights: str) -> np.ndarray:
     rows = []
     for row in ids:
         engine = CPUEngine(gpt, 1, weights)
@@ -45,7 +44,6 @@ def losses_one_by_one(gpt: GPT, ids: np.ndarray, weights: str) -> np.ndarray:
 
 
 def losses(logits: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """Losses (B, T - 1) in nats, from logits (B, T - 1, V)."""
     log_p = torch.from_numpy(logits).double().log_softmax(-1).numpy()
     return -np.take_along_axis(log_p, ids[:, 1:, None], axis=-1)[..., 0]
 
@@ -57,7 +55,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=64)
     args = parser.parse_args()
     if args.windows < 2:
-        parser.error("--windows must be at least 2: several texts are compared with one")
+        parser.error("--windows takes 2 or more: several texts are compared with one")
     trained = load(args.checkpoint)
     data = trained.info["data"]
     where = [data[k] for k in ("corpus", "splits", "hold_out", "unit", "data_dir")]
@@ -65,9 +63,9 @@ def main() -> None:
     size = trained.gpt.config.block_size
     starts = np.linspace(0, len(text) - size - 1, args.windows).astype(int)
     ids = np.stack([np.asarray(text[s : s + size], dtype=np.int64) for s in starts])
-    exact = losses_together(trained.gpt, ids, "float32")
+    exact = several(trained.gpt, ids, "float32")
     print(f"{ids.size:,} characters, float32: {exact.mean():.4f} nats per character")
-    for name, read in (("one text", losses_one_by_one), ("several", losses_together)):
+    for name, read in (("one text", one), ("several", several)):
         for weights in ("float32", "bfloat16", "int8"):
             difference = read(trained.gpt, ids, weights) - exact
             error = difference.std() / difference.size**0.5

@@ -15,13 +15,13 @@ from lightning_app.cli.parsing import not_a_group
 from lightning_app.errors import UserError
 from lightning_app.runs.folders import LOGS, check_run_name
 
-GROUPS = ("data", "model", "optim", "schedule", "trainer", "generate")  # of options, in a config
 RENAMED_OPTIONS = {  # old name: new name
     "data.rename": "data.replace_names",
     "schedule.windows": "data.window_schedule",
     "yardsticks": "baselines",
 }
 OLD_NAMES_END = "0.3"  # the version that removes this table
+GROUPS = ("data", "model", "optim", "schedule", "trainer", "generate")  # of options, in a config
 PROJECT_CONFIGS = Path(__file__).parent.parent.parent / "configs"
 
 
