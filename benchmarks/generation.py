@@ -1,11 +1,12 @@
-"""Writing speed beside llama2.c and transformers, on networks of random weights; alternating.
+"""Speed of generation, compared with llama2.c and transformers, on networks of random weights.
 
     python benchmarks/generation.py [--llama2c FOLDER] [--rounds 5]
 
 FOLDER is a checkout of github.com/karpathy/llama2.c, whose run.c is compiled here with gcc -Ofast
-and OpenMP, with and without -march=native. Batch of one: characters a second over a context of 256,
-sampled (temperature 0.8, top_p 0.9), the prompt a single character, everything warm, the first 16
-characters not timed. Then 64 texts at once.
+and OpenMP, with and without -march=native. Measures characters per second in a context of 256,
+sampled (temperature 0.8, top_p 0.9) after a prompt of one character, first for one text, then for
+64 at once. Each program runs once before it is timed, our first 16 characters are not timed, and
+the programs take turns, so that a machine whose speed changes affects all of them.
 """
 
 import argparse
@@ -59,8 +60,8 @@ def make_network(shape: dict) -> GPT:
     return gpt
 
 
-def ours(gpt: GPT, weights: str, texts: int = 1) -> Callable[[], float]:
-    """Steady state: the first characters, and with them the packing of weights, are not timed."""
+def our_generation(gpt: GPT, weights: str, texts: int = 1) -> Callable[[], float]:
+    """Characters per second, without the first ones, during which weights are packed."""
     options = OPTIONS.resolve()
 
     def speed() -> float:
@@ -95,15 +96,17 @@ def transformers_speed(folder: Path, texts: int) -> float:
     return out[:, 1:].numel() / (time.perf_counter() - began)
 
 
-def transformers(pool: Executor, gpt: GPT, folder: Path, texts: int = 1) -> Callable[[], float]:
-    """In a process of its own, as ours is and llama2.c."""
+def transformers_generation(
+    pool: Executor, gpt: GPT, folder: Path, texts: int = 1
+) -> Callable[[], float]:
+    """Characters per second of transformers, in a process of its own, as llama2.c has one."""
     if not folder.exists():
         export_transformers(gpt, ALPHABET, folder)
     return lambda: pool.submit(transformers_speed, folder, texts).result()
 
 
-def llama2c(source: Path, shape: dict, folder: Path, *flags: str) -> Callable[[], float]:
-    """run.c on random weights of this shape, in its own file format; it reports its own speed."""
+def llama2c_generation(source: Path, shape: dict, folder: Path, *flags: str) -> Callable[[], float]:
+    """Characters per second as run.c reports them, for random weights in its own file format."""
     program = folder / "-".join(["run", *flags])
     command = ["gcc", "-Ofast", "-fopenmp", *flags, "-o", program, source / "run.c", "-lm"]
     subprocess.run(command, check=True)
@@ -116,7 +119,7 @@ def llama2c(source: Path, shape: dict, folder: Path, *flags: str) -> Callable[[]
         file.write(struct.pack("7i", d, hidden, layers, heads, heads, -v, BLOCK))
         for size in sizes:
             file.write((rng.standard_normal(size) * d**-0.5).astype(np.float32).tobytes())
-        file.write(bytes(BLOCK * (d // heads) * 4))  # rotary tables, which run.c skips
+        file.write(bytes(BLOCK * (d // heads) * 4))  # tables of rotary positions, which run.c skips
         head = rng.standard_normal((v, d)).astype(np.float32) * 30
         head[1] = 0  # token 1 would end the text
         file.write(head.tobytes())
@@ -136,9 +139,12 @@ def llama2c(source: Path, shape: dict, folder: Path, *flags: str) -> Callable[[]
     return speed
 
 
-def compare(title: str, runs: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+def compare_speeds(
+    title: str, runs: dict[str, Callable[[], float]], rounds: int
+) -> dict[str, float]:
+    """Measure in turns, print the median and the range of each, and return the medians."""
     for run in runs.values():
-        run()  # warm
+        run()  # warm up
     speeds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
@@ -161,17 +167,19 @@ def main() -> None:
         for name, shape in SHAPES.items():
             gpt = make_network(shape)
             parameters = sum(p.numel() for p in gpt.parameters())
-            one = {weights: ours(gpt, weights) for weights in get_args(WeightFormat)}
-            one["transformers"] = transformers(pool, gpt, folder / name)
+            one = {weights: our_generation(gpt, weights) for weights in get_args(WeightFormat)}
+            one["transformers"] = transformers_generation(pool, gpt, folder / name)
             if args.llama2c:
-                one["llama2.c"] = llama2c(args.llama2c, shape, folder)
-                one["llama2.c native"] = llama2c(args.llama2c, shape, folder, "-march=native")
-            compare(f"{name}, one", one, args.rounds)
+                one["llama2.c"] = llama2c_generation(args.llama2c, shape, folder)
+                one["llama2.c native"] = llama2c_generation(
+                    args.llama2c, shape, folder, "-march=native"
+                )
+            compare_speeds(f"{name}, one", one, args.rounds)
             precision = choose_precision("cpu")
             rate = matmul_flops_per_second("cpu", precision, seconds=1.0)
-            many = {weights: ours(gpt, weights, 64) for weights in get_args(WeightFormat)}
-            many["transformers"] = transformers(pool, gpt, folder / name, 64)
-            medians = compare(f"{name}, 64", many, min(3, args.rounds))
+            many = {weights: our_generation(gpt, weights, 64) for weights in get_args(WeightFormat)}
+            many["transformers"] = transformers_generation(pool, gpt, folder / name, 64)
+            medians = compare_speeds(f"{name}, 64", many, min(3, args.rounds))
             for weights in get_args(WeightFormat):
                 share = medians[weights] * 2 * parameters / rate
                 print(

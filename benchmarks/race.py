@@ -1,10 +1,10 @@
-"""Loss against training time on tiny Shakespeare: nanoGPT's recipe for CPUs and ours, as a picture.
+"""A plot of the loss on tiny Shakespeare by training time: nanoGPT's recipe for CPUs, and ours.
 
     python benchmarks/race.py --nanogpt FOLDER --to .github/race.png
 
 FOLDER is a checkout of github.com/karpathy/nanoGPT. Its recipe is the README's for a laptop: 4
-layers of 128, block 64, batch 12, 2,000 steps. Time is that of steps: compiling and validation are
-left out for both. Its losses are means of 200 random batches, ours are exact.
+layers of width 128, block size 64, batch size 12, 2,000 steps. Only training steps are timed, not
+compilation and validation. nanoGPT's losses are means of 200 random batches, ours are exact.
 """
 
 import argparse
@@ -26,7 +26,7 @@ A100 = 1.4697  # nanoGPT's README, after three minutes
 Curve = list[tuple[float, float]]  # seconds, nats per character
 
 
-def nanogpt(checkout: Path) -> Curve:
+def nanogpt_curve(checkout: Path) -> Curve:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         text = find_corpus("tiny_shakespeare").files[0].read_text(encoding="utf-8")
@@ -42,7 +42,7 @@ def nanogpt(checkout: Path) -> Curve:
     for line in said.stdout.split("\n"):
         if found := re.match(r"step \d+: train loss [\d.]+, val loss ([\d.]+)", line):
             curve.append((seconds, float(found[1])))
-            compiled = False  # the step after it includes the validation
+            compiled = False  # the next step's time includes the validation
         elif found := re.match(r"iter \d+: loss [\d.]+, time ([\d.]+)ms", line):
             if compiled:
                 seconds += float(found[1]) / 1000
@@ -50,7 +50,7 @@ def nanogpt(checkout: Path) -> Curve:
     return curve
 
 
-def ours() -> Curve:
+def our_curve() -> Curve:
     fit = ["fit", "--config", "tiny_shakespeare", "--run", "race", "--fresh", "true"]
     fit += ["--trainer.val_check_interval", "170", "--trainer.log_every_n_steps", "10"]
     subprocess.run([sys.executable, str(ROOT / "main.py"), *fit], check=True)
@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--nanogpt", type=Path, required=True)
     parser.add_argument("--to", type=Path, required=True)
     args = parser.parse_args()
-    curves = {"nanoGPT, its recipe for CPUs": nanogpt(args.nanogpt), "ours": ours()}
+    curves = {"nanoGPT, its recipe for CPUs": nanogpt_curve(args.nanogpt), "ours": our_curve()}
     figure, axes = plt.subplots(figsize=(7, 4), dpi=120)
     for name, curve in curves.items():
         print(name, " ".join(f"{seconds:.0f}s:{loss:.4f}" for seconds, loss in curve))

@@ -1,12 +1,12 @@
-"""Do two versions of this project train the same weights, bit for bit?
+"""Shows whether two versions of this project train the same weights, bit for bit.
 
     python benchmarks/same_weights.py > new.txt
     python benchmarks/same_weights.py --project ../before > old.txt
     diff old.txt new.txt
 
-Runs 200 steps of three recipes, compiled and not, by `main.py fit` of a checkout, and prints a hash
-of the trained weights and one of their running average. Both checkouts must run on one machine and
-in one environment: other kernels add in another order.
+Trains three configs for 200 steps with `main.py fit` of a checkout, compiled and not compiled, and
+prints a hash of the trained weights and one of their running average. Use the same machine and
+environment for both checkouts, because other kernels add numbers in another order.
 """
 
 import argparse

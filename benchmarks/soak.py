@@ -1,13 +1,13 @@
-"""Kill a run at random moments, fill its disk, damage its files; count what was lost.
+"""Kills a run at random moments, fills its disk and damages its files: nothing may be lost.
 
     python benchmarks/soak.py [--kills 50] [--seed 1]
 
-Each trial starts a run, kills it (SIGKILL, the whole process group) at a random moment, from the
-first import to the last save, and starts it again by the same command until it ends. Its weights,
-optimizer, best checkpoint and TensorBoard curves must then be those of an unbroken run, to the last
-bit; only wall time and throughput may differ. The run encodes a text of 130 MB and has dropout,
-accumulation, Muon with AdamW, bf16, compiled kernels, a running average of the weights, a schedule
-of windows, and stops early. Every third kill falls into its first seconds.
+Each trial starts a run, kills its process group (SIGKILL) at a random moment between the first
+import and the last save, and repeats the command until the run is finished. Its weights, optimizer
+state, best checkpoint and TensorBoard curves must then equal those of an uninterrupted run bit for
+bit; only time and throughput may differ. The run encodes a text of 130 MB, uses dropout, gradient
+accumulation, Muon with AdamW, bf16, compiled kernels, a running average of the weights and a window
+schedule, and stops early. Every third kill happens in the first seconds.
 """
 
 import argparse
@@ -37,7 +37,7 @@ FLAGS = [
     *("--model.n_layer", "2", "--model.n_head", "2", "--model.n_embd", "32"),
     *("--model.dropout", "0.1", "--optim.average_decay", "0.9", "--compile", "true"),
     *("--optim.weight_decay", "0.1", "--optim.final_weight_decay", "0.5"),
-    *("--schedule.windows", "[[0,0.5],[0.5,1]]", "--trainer.accumulate_grad_batches", "2"),
+    *("--data.window_schedule", "[[0,0.5],[0.5,1]]", "--trainer.accumulate_grad_batches", "2"),
     *("--trainer.max_steps", "1000", "--trainer.val_check_interval", "20"),
     *("--early_stopping_patience", "3"),
     *("--trainer.gradient_clip_val", "1", "--trainer.precision", "bf16-mixed"),
@@ -59,7 +59,7 @@ def start(folder: Path) -> subprocess.Popen:
 
 
 def finish(folder: Path) -> str:
-    """Run to the end; what it said. A run that fails ends the soak."""
+    """Run to the end and return what was written to standard error; exit if the run fails."""
     process = start(folder)
     said = process.communicate()[1]
     if process.returncode != 0:
@@ -68,7 +68,7 @@ def finish(folder: Path) -> str:
 
 
 def make_folder(folder: Path) -> Path:
-    """All runs happen in a folder of one name: a checkpoint says where its text lies."""
+    """Create a run's folder with its text. All have one name, because checkpoints contain paths."""
     folder.mkdir(exist_ok=True)
     text = folder.with_name("text.txt")
     if not text.exists():
@@ -89,7 +89,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """Where two finished runs differ: parts of their checkpoints, curves."""
+    """The names of the parts of two finished runs' checkpoints, and of the curves, that differ."""
     found = []
     for name in ("last", "best"):
         states = [read_checkpoint(x / f"logs/soak/checkpoints/{name}.ckpt") for x in (one, other)]
@@ -123,7 +123,7 @@ def kill_and_resume(whole: Path, scratch: Path, kills: int, longest: float, rng)
                 killed += 1
                 print(f"\rkilled {killed} of {kills}", end="", file=sys.stderr, flush=True)
                 continue
-            break  # it came to its end
+            break  # it finished
         finish(folder)
         different = differences(whole, folder)
         exact += not different
@@ -131,13 +131,13 @@ def kill_and_resume(whole: Path, scratch: Path, kills: int, longest: float, rng)
             print(f"trial {trials}: {line} differs")
         shutil.rmtree(folder)
     print(
-        f"\r{killed} kills in {trials} runs: {exact} of {trials} runs ended bit for bit as the"
-        " unbroken one"
+        f"\r{killed} kills in {trials} runs: {exact} of {trials} runs equal the"
+        " uninterrupted one bit for bit"
     )
 
 
 def damage(whole: Path, scratch: Path, rng) -> None:
-    """last.ckpt cut or with a flipped bit: the one before is used, and the end is the same."""
+    """Damage or remove last.ckpt: the run resumes from previous.ckpt and ends the same."""
     exact = 0
     kinds = ("cut", "flipped", "emptied", "removed")
     for kind in kinds:
@@ -155,19 +155,19 @@ def damage(whole: Path, scratch: Path, rng) -> None:
         if kind == "removed":
             last.unlink()
         said = finish(folder)
-        assert "going on from" in said, said
+        assert PREVIOUS_NAME in said, said
         exact += not differences(whole, folder)
         shutil.rmtree(folder)
-    print(f"last.ckpt damaged in {len(kinds)} ways: {exact} runs ended bit for bit the same")
+    print(f"last.ckpt damaged in {len(kinds)} ways: {exact} runs equal the uninterrupted one")
 
 
 def full_disk(whole: Path, scratch: Path) -> None:
-    """A disk of 200 megabytes that fills while saving; needs the right to mount one."""
+    """Fill a disk of 200 MB while the run saves to it; needs the right to mount a file system."""
     disk = scratch / "run"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", str(disk)]
     if subprocess.run(mount, capture_output=True).returncode:
-        print("disk not filled: mounting a small one is not allowed here")
+        print("full disk: not tested, because mounting a file system is not allowed here")
         return
     try:
         folder = make_folder(disk)
@@ -207,7 +207,7 @@ def main() -> None:
             finish(make_folder(scratch / "run"))
             longest = time.perf_counter() - began
             whole = (scratch / "run").rename(scratch / name)
-        print(f"an unbroken run takes {longest:.1f} s")
+        print(f"an uninterrupted run takes {longest:.1f} s")
         kill_and_resume(whole, scratch, args.kills, longest, rng)
         damage(whole, scratch, rng)
         full_disk(whole, scratch)

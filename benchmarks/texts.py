@@ -1,11 +1,11 @@
-"""The same recipe on other texts, beside PPMd: is it tuned to one?
+"""Trains one config on two texts, to show that it is not tuned to one of them.
 
     python benchmarks/texts.py [--trainer.max_steps N ...]
 
-Trains configs/ten_minutes.yaml (ten minutes on two CPU cores) on the default corpus and on this
-Python's standard library (its .py files outside tests, sorted by path, whole files held out), and
-prints validate's table for each, then that of dynamic evaluation, in which the network learns as it
-reads, as PPMd does.
+Trains configs/ten_minutes.yaml (ten minutes on two CPU cores) on the default corpus and on the
+standard library of this Python (its .py files except tests, sorted by path, whole files held out).
+For each, prints the table of `validate`, which has PPMd and other baselines in it, and the table of
+dynamic evaluation, in which the network is trained on the text it has just scored, as PPMd is.
 """
 
 import shutil
@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def copy_standard_library(folder: Path) -> None:
+    """Copy the standard library's UTF-8 source files, except tests, to `folder`."""
     source = Path(sysconfig.get_paths()["stdlib"])
     for file in sorted(source.rglob("*.py")):
         path = file.relative_to(source)

@@ -1,11 +1,12 @@
-"""Training speed beside nanoGPT's, at equal parameters, block and characters a step, alternating.
+"""Training speed compared with nanoGPT's, with equal parameters, block size and batch size.
 
     python benchmarks/throughput.py --nanogpt FOLDER --text FILE [--rounds 3]
 
-FOLDER is a checkout of github.com/karpathy/nanoGPT, FILE any text of a megabyte. nanoGPT's train.py
-runs as it is (on a CPU: fp32, compiled), and where the CPU has bf16 with its autocast, compiled and
-not. Ours is `fit` with its defaults (bf16 where the CPU has it, compiled, Muon) and with nanoGPT's
-optimizer, AdamW. All with optimizer step, gradient clipping and log.
+FOLDER is a checkout of github.com/karpathy/nanoGPT, FILE any text of about a megabyte. nanoGPT's
+train.py runs unchanged (on a CPU: float32, compiled); on CPUs with bf16 it also runs with autocast,
+compiled and not compiled. Ours is `fit` with its defaults (bf16 if the CPU has it, compiled, Muon),
+and with nanoGPT's optimizer, AdamW. Optimizer steps, gradient clipping and logging are included.
+The programs take turns, so that a machine whose speed changes affects all of them.
 """
 
 import argparse
@@ -37,11 +38,11 @@ CPU_CONTEXT = "nullcontext() if device_type == 'cpu' else "  # in nanoGPT's trai
 
 
 def prepare(nanogpt: Path, text: str, folder: Path) -> None:
-    """A copy of nanoGPT's training code in `folder`, with its data, and one that uses bf16."""
+    """Copy nanoGPT's code to `folder`, add a train_bf16.py, and encode the text."""
     for name in ("train.py", "model.py", "configurator.py"):
         shutil.copy(nanogpt / name, folder)
     code = (folder / "train.py").read_text()
-    assert CPU_CONTEXT in code, "this train.py sets its precision in a way unknown here"
+    assert CPU_CONTEXT in code, "this version of nanoGPT's train.py is not supported"
     (folder / "train_bf16.py").write_text(code.replace(CPU_CONTEXT, ""))
     alphabet = sorted(set(text))
     of = {c: i for i, c in enumerate(alphabet)}
@@ -55,7 +56,7 @@ def prepare(nanogpt: Path, text: str, folder: Path) -> None:
 
 
 def nanogpt_speed(folder: Path, script: str, shape: dict, compile: bool) -> float:
-    """Characters a second: the median step of the second half."""
+    """Characters per second, from the median time of the steps in the second half of the run."""
     flags = {k: shape[k] for k in ("n_layer", "n_head", "n_embd", "block_size", "batch_size")}
     flags |= {"device": "cpu", "dtype": "bfloat16", "dataset": "text", "compile": compile}
     flags |= {"gradient_accumulation_steps": 1, "eval_iters": 1, "log_interval": 1}
@@ -68,12 +69,13 @@ def nanogpt_speed(folder: Path, script: str, shape: dict, compile: bool) -> floa
 
 
 def our_speed(text: Path, shape: dict, folder: Path, optimizer: str) -> float:
+    """Characters per second, the median of the second half of what TensorBoard shows."""
     flags = {f"model.{k}": shape[k] for k in ("n_layer", "n_head", "n_embd", "mlp_size")}
     flags |= {f"data.{k}": shape[k] for k in ("block_size", "batch_size")}
     flags |= {"data.corpus": text, "data.splits": "[0.9,0.1]", "data.data_dir": folder / "data"}
     flags |= {
         "optim.name": optimizer,
-        "schedule.windows": "[[0,1]]",
+        "data.window_schedule": "[[0,1]]",
         "compile": "true",
         "fresh": "true",
     }

@@ -1,11 +1,11 @@
-"""Train a config several times and print what it reaches, in how long, on how fast a machine.
+"""Trains a config with several seeds and prints losses, times and the machine's speed.
 
     python benchmarks/train.py tiny_shakespeare --seeds 1 2 3 [--trainer.max_steps 100 ...]
 
-Each row: seed, the machine's measured product rate (in bf16 where it has that), seconds from
-process start to the end of `fit`, of these in training steps, best val/loss, and for tiny
-Shakespeare nanoGPT's figure (see `nanogpt_figure`). With --keep finished runs are scored, not
-trained again, and a run cut short goes on: long ones fit into several sittings.
+Each row: the seed, the machine's measured rate of matrix products (in bf16 if it has that), seconds
+from the start of the process to the end of `fit`, how many of these were training steps, the best
+val/loss, and for tiny Shakespeare the loss as nanoGPT computes it (see `nanogpt_figure`). With
+--keep, finished runs are scored and not trained again, and interrupted runs are resumed.
 """
 
 import argparse
@@ -34,9 +34,12 @@ SAMPLED = "train/characters_per_second"
 
 @torch.no_grad()
 def nanogpt_figure(path: Path) -> float:
-    """Mean loss over whole windows of 256 (or the network's fewer) side by side in the validation
-    split, fp32: what nanoGPT estimates from random windows. The split's first character is only an
-    input. Not a number for other texts than tiny Shakespeare."""
+    """The exact value of the loss that nanoGPT estimates from random windows, in float32.
+
+    The mean over consecutive whole windows of 256 characters (or the network's block size, if that
+    is smaller) in the validation split, whose first character is not scored. NaN for other corpora
+    than tiny_shakespeare.
+    """
     trained = load(path)
     data = trained.info["data"]
     if data["corpus"] != "tiny_shakespeare":
@@ -55,7 +58,7 @@ def nanogpt_figure(path: Path) -> float:
 
 
 def training_seconds(run: Path) -> float:
-    """Time in optimizer steps, from the speeds logged; compile and validation excluded."""
+    """Seconds of training steps, from the speeds logged; without compilation and validation."""
     board = EventAccumulator(str(run))
     board.Reload()
     config = read_checkpoint(run / "checkpoints" / "last.ckpt")[SECTION]
@@ -72,10 +75,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("config")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument(
-        "--keep", action="store_true", help="go on with earlier runs of these seeds"
-    )
-    args, overrides = parser.parse_known_args()  # what it does not know goes to fit
+    parser.add_argument("--keep", action="store_true", help="resume earlier runs of these seeds")
+    args, overrides = parser.parse_known_args()  # other options are passed on to fit
     accelerator = choose_accelerator("auto")
     precision = choose_precision(accelerator)
     print(f"{accelerator}, {precision}")

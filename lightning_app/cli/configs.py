@@ -1,19 +1,26 @@
-"""Config files: found by path or name, read, merged."""
+"""Config files: found by path or name, read, merged; options that have been renamed."""
 
 import copy
 import difflib
+import os
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import get_loader
 
 from lightning_app.cli.parsing import not_a_group
 from lightning_app.errors import UserError
-from lightning_app.runs.folders import (
-    LOGS,
-    check_run_name,
-)
+from lightning_app.runs.folders import LOGS, check_run_name
 
+RENAMED_OPTIONS = {  # old name: new name
+    "data.rename": "data.replace_names",
+    "schedule.windows": "data.window_schedule",
+    "yardsticks": "baselines",
+}
+OLD_NAMES_END = "0.3"  # the version that removes this table
 GROUPS = ("data", "model", "optim", "schedule", "trainer", "generate")  # of options, in a config
 PROJECT_CONFIGS = Path(__file__).parent.parent.parent / "configs"
 
@@ -40,7 +47,12 @@ def shipped_configs() -> list[Path]:
 
 
 def split_configs(argv: list[str]) -> tuple[list[Path], list[str]]:
-    """Take the --config options out of a command line; the rest keeps its order."""
+    """Take the --config options out of a command line.
+
+    Returns the paths of the configs, and the other arguments in their order, with today's names in
+    place of old ones. Old names, in the arguments or in a config, are reported on standard error.
+    Raises UserError for a config that is missing or cannot be read.
+    """
     configs, rest = [], []
     arguments = iter(argv)
     for argument in arguments:
@@ -53,29 +65,99 @@ def split_configs(argv: list[str]) -> tuple[list[Path], list[str]]:
             configs.append(find_config(argument.removeprefix("--config=")))
         else:
             rest.append(argument)
+    rest, notes = rename_arguments(rest)
+    for path in configs:
+        notes += read_config(path)[1]
+    if is_first_process():
+        print(*(f"{note}\n" for note in notes), sep="", end="", file=sys.stderr)
     return configs, rest
 
 
+def is_first_process() -> bool:
+    """Whether this is the first of the processes that Lightning, torchrun or SLURM started."""
+    return all(os.environ.get(k, "0") == "0" for k in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+
+
+def rename_arguments(argv: list[str]) -> tuple[list[str], list[str]]:
+    """The command line with today's names of options, and a line about each old name in it.
+
+    Raises UserError where an option is given under both names.
+    """
+    renamed, notes = [], []
+    given = {re.split(r"\+?=|\+$", argument)[0] for argument in argv}
+    for argument in argv:
+        found = re.fullmatch(r"--([\w.]+)(\+?(?:=.*)?)", argument, re.DOTALL)
+        if found and (new := RENAMED_OPTIONS.get(found[1])):
+            notes.append(renaming_note(f"--{found[1]}", f"--{new}", f"--{new}" in given))
+            argument = f"--{new}{found[2]}"
+        renamed.append(argument)
+    return renamed, list(dict.fromkeys(notes))
+
+
+def rename_values(values: dict[str, Any], path: Path) -> tuple[dict[str, Any], list[str]]:
+    """A config's values under today's names of options, and a line about each old name in it.
+
+    Raises UserError where an option is given under both names. `path` is named in the lines.
+    """
+    renamed, notes = copy.deepcopy(values), []
+    for old, new in RENAMED_OPTIONS.items():
+        old_group, _, old_key = old.rpartition(".")
+        source = renamed.get(old_group) if old_group else renamed
+        if not isinstance(source, dict) or old_key not in source:
+            continue
+        new_group, _, new_key = new.rpartition(".")
+        target = renamed.setdefault(new_group, {}) if new_group else renamed
+        notes.append(renaming_note(f"{path}: {old}", new, new_key in target))
+        target[new_key] = source.pop(old_key)
+        if not source:
+            del renamed[old_group]
+    return renamed, notes
+
+
+def renaming_note(old: str, new: str, both: bool) -> str:
+    """The line about an old name. Raises UserError where the new name is given too (`both`)."""
+    if both:
+        raise UserError(f"{old} is the old name of {new}; give only {new}")
+    return f"{old} is now {new}; the old name works until version {OLD_NAMES_END}"
+
+
+def read_config(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """A config's values under today's names of options, and a line about each old name in it.
+
+    A group without values (`data:` and nothing below it) is left out. Raises UserError for broken
+    YAML, for a value in place of a group, and for an option given under its old and its new name.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = get_loader("yaml")(text) or {}  # as the parser reads it: 1e-3 is a number
+        if isinstance(values, str):  # it takes a lone `data:` for a text
+            values = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
+        if isinstance(error, UnicodeDecodeError):
+            problem = "not UTF-8 text"
+        raise UserError(f"{path} is not valid YAML{where}: {problem}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} has no `key: value` lines; see configs/ for examples")
+    for name in GROUPS:
+        if name in values and values[name] is None:
+            del values[name]
+        elif name in values and not isinstance(values[name], dict):
+            given = " ".join(f"{path}: {name}: {values[name]}".split())
+            raise UserError(not_a_group(given, name))
+    return rename_values(values, path)
+
+
 def read_configs(paths: list[Path]) -> dict[str, Any]:
-    """The configs' values, later files over earlier ones. Raises UserError for broken YAML."""
+    """The values of all configs, merged; those of later files replace those of earlier ones.
+
+    Raises UserError as `read_config` does.
+    """
     merged: dict[str, Any] = {}
     for path in paths:
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (yaml.YAMLError, ValueError) as error:
-            mark = getattr(error, "problem_mark", None)
-            where = f" in line {mark.line + 1}" if mark else ""
-            problem = getattr(error, "problem", None) or " ".join(str(error).split())
-            if isinstance(error, UnicodeDecodeError):
-                problem = "not UTF-8 text"
-            raise UserError(f"{path} is not valid YAML{where}: {problem}") from None
-        if not isinstance(values, dict):
-            raise UserError(f"{path} holds no `key: value` lines; see configs/ for examples")
-        for name in GROUPS:
-            if values.get(name) is not None and not isinstance(values[name], dict):
-                given = " ".join(f"{path}: {name}: {values[name]}".split())
-                raise UserError(not_a_group(given, name))
-        merge_values(merged, values)
+        merge_values(merged, read_config(path)[0])
     return merged
 
 
@@ -84,7 +166,20 @@ def config_group(paths: list[Path], name: str) -> dict[str, Any]:
     return read_configs(paths).get(name) or {}
 
 
+def config_arguments(paths: list[Path]) -> list[str]:
+    """The configs as arguments for a jsonargparse parser that has --config, in order.
+
+    Each is `--config=YAML`, with the values that `read_config` returns, not a path: the file itself
+    may have old names. A config without values is left out. The parser merges them, because
+    it knows which options of a class (`class_path`) a later config replaces.
+    """
+    contents = [values for path in paths if (values := read_config(path)[0])]
+    quoted = '"'  # a string like "1e5" remains one
+    return [f"--config={yaml.safe_dump(x, default_style=quoted)}" for x in contents]
+
+
 def merge_values(into: dict[str, Any], values: dict[str, Any]) -> None:
+    """Put `values` into `into`, in place; nested mappings are merged key by key."""
     for key, value in values.items():
         if isinstance(value, dict) and isinstance(into.get(key), dict):
             merge_values(into[key], value)
@@ -93,7 +188,9 @@ def merge_values(into: dict[str, Any], values: dict[str, Any]) -> None:
 
 
 def run_name(run: str | None, configs: list[Path]) -> str | None:
-    """--run, else the last config's stem; for a run's own config.yaml, that run."""
+    """The run that a command is about: the value of --run, else the last config's name without its
+    ending; for a run's own config.yaml, that run. None without both. Raises UserError for what
+    cannot name a folder."""
     if run is not None:
         return check_run_name(run)
     if not configs:

@@ -1,6 +1,7 @@
-"""The command line: dispatch, and what every command does with signals and errors.
+"""`main`: finds the command, runs it, and turns its errors into one line and an exit code.
 
-Lightning takes seconds to import, so a command imports only what it needs.
+A command's module is imported when the command runs, because importing Lightning takes seconds and
+not every command needs it.
 """
 
 import importlib
@@ -18,9 +19,9 @@ COMMANDS = {
     "fit": "train a run; the same command again resumes it",
     "validate": "score a run on its validation split",
     "test": "score a run on its test split",
-    "predict": "write text",
-    "inspect": "look at a text before training on it",
-    "export": "write a folder that transformers opens",
+    "predict": "generate text",
+    "inspect": "describe a text before training on it",
+    "export": "write a run's network as a folder that transformers can load",
 }
 USAGE = """usage: python main.py COMMAND [options]
 
@@ -28,18 +29,23 @@ USAGE = """usage: python main.py COMMAND [options]
 
   python main.py fit --config configs/gpt_char.yaml
   python main.py predict --prompt "O God, O God!"
-  python main.py COMMAND --help     what a command can do
+  python main.py COMMAND --help     the options of a command
 """
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 2 for a user's mistake, 128 + signal."""
+    """Run one command, from `argv` or the command line.
+
+    Returns the exit code: 0, 2 for an error that the user can correct, 128 + the signal's number
+    for a run that a signal stopped. A defect raises its exception, for the traceback; so does
+    every error with `--debug true`.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     set_up_process()
     debug = wants_debug(argv)
     try:
         return dispatch(argv)
-    except BrokenPipeError:  # `| head`: the reader has enough
+    except BrokenPipeError:  # `| head` has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
@@ -53,6 +59,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def dispatch(argv: list[str]) -> int:
+    """Run the command that `argv` begins with. Raises UserError for an unknown one."""
     if not argv or argv[0] in ("-h", "--help", "help"):
         rows = "\n".join(f"  {name:10}{what}" for name, what in COMMANDS.items())
         print(USAGE.format(commands=rows))
@@ -65,23 +72,24 @@ def dispatch(argv: list[str]) -> int:
     try:
         return run.main(argv if module == "evaluate" else rest)
     except BaseException as error:
-        if signum := getattr(error, "signum", None):  # Interrupted: it has saved and said so
+        if signum := getattr(error, "signum", None):  # signals.Interrupted: the run has been saved
             return 128 + signum
         raise
 
 
 def set_up_process() -> None:
-    """Results to standard output in UTF-8, everything else to standard error, adverts nowhere."""
-    os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")  # a checkpoint is data
+    """Settings of the whole process: UTF-8 output, no warnings, no code from checkpoints."""
+    os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")  # torch.load reads data, never code
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed, as a service's may be
+        if getattr(sys, name) is None:  # closed before the start, as a service may do
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         stream = getattr(sys, name)
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)  # Lightning sets its loggers' levels when imported
+    logging.disable(logging.WARNING)  # importing Lightning would reset a logger's level
 
 
 def wants_debug(argv: list[str]) -> bool:
+    """Whether `argv` has --debug true; known before the options are parsed."""
     return "--debug=true" in argv or ("--debug", "true") in pairwise(argv)

@@ -1,10 +1,13 @@
-"""One line for an error that a user can mend."""
+"""Which errors a user can correct, and the one line that each is reported in."""
 
 from lightning_app.errors import UserError
 
 
 def explain(error: Exception) -> str | None:
-    """One line for an error a user can mend; None for a defect, which deserves its traceback."""
+    """One line with the remedy for an error that a user can correct.
+
+    None for any other error: it is a defect of the program, and its traceback should be shown.
+    """
     if isinstance(error, UserError):
         return str(error)
     text = str(error)
@@ -14,19 +17,19 @@ def explain(error: Exception) -> str | None:
         or "can't allocate memory" in text
     ):
         return (
-            "out of memory; halve --data.batch_size and double "
-            "--trainer.accumulate_grad_batches for the same training, or use a smaller network"
+            "out of memory; for the same training with less memory, halve --data.batch_size and "
+            "double --trainer.accumulate_grad_batches, or use a smaller network"
         )
     if any(x in text for x in ("closed by peer", "reset by peer", "remote process exited")):
         return (
-            "another process of this run ended, so this one does too; the last checkpoint is "
-            "whole: the same command goes on from it"
+            "another process of this run ended, so this process ended too; the last checkpoint is "
+            "complete, and the same command resumes from it"
         )
-    if type(error).__name__ == "MisconfigurationException":
+    if type(error).__name__ == "MisconfigurationException":  # Lightning's; not imported here
         return text
     if isinstance(error, OSError):
         where = f" ({error.filename})" if error.filename else ""
-        reason = error.strerror or text
+        reason = error.strerror or text or "an operation on a file failed"
         if "No space left" in reason or "No space left" in text:
             return f"the disk is full{where}; free some space and run the same command again"
         return f"{reason[0].lower()}{reason[1:]}{where}; check the path and its permissions"

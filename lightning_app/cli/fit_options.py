@@ -10,7 +10,7 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from lightning_app.cli.configs import read_configs, run_name
+from lightning_app.cli.configs import config_arguments, read_configs, run_name
 from lightning_app.cli.parsing import FriendlyErrors, Seed
 from lightning_app.cli.trainer_flags import check_flags
 from lightning_app.data.datamodule import CharDataModule
@@ -54,7 +54,7 @@ class FitCLI(LightningCLI):
             save_config_callback=None,  # written where the run's folder is known
             trainer_defaults=TRAINER_DEFAULTS,
             parser_class=FitParser,
-            args=[*(f"--config={path}" for path in configs if read_configs([path])), *args],
+            args=[*config_arguments(configs), *args],
             run=False,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,

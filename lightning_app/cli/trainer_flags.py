@@ -1,4 +1,4 @@
-"""The Trainer's flags: which make sense here, and their errors in one line."""
+"""The Trainer's flags: which are accepted here, and their errors in one line."""
 
 from typing import Any
 
@@ -8,27 +8,31 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_app.errors import UserError
 
-SCORING = {
-    "precision": "32-true",  # the figure is exact, so are the products
-    "logger": False,  # no empty runs in TensorBoard
+EVALUATION_DEFAULTS = {  # of validate, test and predict, in place of the Trainer's own
+    "precision": "32-true",  # scores are reported to six digits
+    "logger": False,  # validate and test leave no run in TensorBoard
     "enable_checkpointing": False,
     "enable_model_summary": False,
-    "use_distributed_sampler": False,  # batches know their process themselves
+    "use_distributed_sampler": False,  # CharDataModule gives each process its own batches
 }
 
 
 def check_flags(trainer: Namespace) -> None:
-    """Refuse, by UserError, flags that make no sense where one counts in steps."""
+    """Raise UserError for flags of fit that have no meaning here, or a value out of range.
+
+    Training is counted in optimizer steps, and validation in micro-batches: a text is one endless
+    stream of windows, without epochs.
+    """
     if trainer.max_epochs not in (None, -1) or trainer.min_epochs not in (None, 0):
         raise UserError(
-            "--trainer.max_epochs and min_epochs mean nothing here: a text is one stream of "
-            "windows; use --trainer.max_steps"
+            "--trainer.max_epochs and --trainer.min_epochs are not supported: training is counted "
+            "in steps; use --trainer.max_steps"
         )
     if trainer.max_steps < 1:
         raise UserError(f"--trainer.max_steps is {trainer.max_steps}; it must be at least 1")
     if trainer.check_val_every_n_epoch is not None:
         raise UserError(
-            "--trainer.check_val_every_n_epoch means nothing here; use "
+            "--trainer.check_val_every_n_epoch is not supported: there are no epochs; use "
             "--trainer.val_check_interval, in batches"
         )
     interval, accumulate = trainer.val_check_interval, trainer.accumulate_grad_batches
@@ -37,7 +41,7 @@ def check_flags(trainer: Namespace) -> None:
             f"--trainer.val_check_interval is {interval!r}; give a whole number of batches"
         )
     if accumulate < 1:
-        raise UserError(f"--trainer.accumulate_grad_batches is {accumulate}; at least 1")
+        raise UserError(f"--trainer.accumulate_grad_batches is {accumulate}; it must be at least 1")
     if interval % accumulate:
         raise UserError(
             f"--trainer.val_check_interval {interval} is not a multiple of "
@@ -45,35 +49,40 @@ def check_flags(trainer: Namespace) -> None:
         )
     if trainer.enable_checkpointing is False:
         raise UserError(
-            "--trainer.enable_checkpointing false would lose the run; to try something without a "
-            "trace use --trainer.fast_dev_run true"
+            "--trainer.enable_checkpointing false would save nothing of the run; to try a command "
+            "without writing files use --trainer.fast_dev_run true"
         )
     if not (trainer.gradient_clip_val or 0) >= 0:
         raise UserError(
-            f"--trainer.gradient_clip_val is {trainer.gradient_clip_val}; give the largest norm "
-            "that a gradient may have, like 1, or 0 for any"
+            f"--trainer.gradient_clip_val is {trainer.gradient_clip_val}; give the largest "
+            "norm that a gradient may have, such as 1, or 0 for no limit"
         )
     if trainer.num_sanity_val_steps != 0:
         raise UserError(
-            "--trainer.num_sanity_val_steps would score weights before any training; to try "
-            "everything without a trace use --trainer.fast_dev_run true"
+            "--trainer.num_sanity_val_steps is not supported: it would report the loss of an "
+            "untrained network; to try a command without writing files use "
+            "--trainer.fast_dev_run true"
         )
     if not isinstance(trainer.log_every_n_steps, int) or trainer.log_every_n_steps < 1:
         raise UserError(
-            f"--trainer.log_every_n_steps is {trainer.log_every_n_steps}; at least 1 (no log at "
-            "all: --trainer.logger false)"
+            f"--trainer.log_every_n_steps is {trainer.log_every_n_steps}; it must be at least 1 "
+            "(to log nothing: --trainer.logger false)"
         )
     if not float(trainer.overfit_batches).is_integer():
-        raise UserError("--trainer.overfit_batches takes a whole number of batches here")
+        raise UserError(
+            f"--trainer.overfit_batches is {trainer.overfit_batches}; give a whole number of "
+            "batches"
+        )
 
 
 def add_trainer_flags(parser: ArgumentParser) -> None:
+    """Give a parser the options --trainer.*, with the defaults of a command that does not train."""
     parser.add_class_arguments(Trainer, "trainer", instantiate=False)
-    parser.set_defaults({f"trainer.{name}": value for name, value in SCORING.items()})
+    parser.set_defaults({f"trainer.{name}": value for name, value in EVALUATION_DEFAULTS.items()})
 
 
 def make_trainer(flags: dict[str, Any]) -> Trainer:
-    """Raises UserError for flags that Lightning refuses: it knows them best."""
+    """A Trainer with these arguments. Raises UserError for flags that Lightning refuses."""
     try:
         return Trainer(**flags)
     except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:

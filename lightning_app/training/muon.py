@@ -1,23 +1,33 @@
-"""Muon: a matrix's momentum, replaced by the nearest orthogonal matrix."""
+"""Muon: gradient descent by the orthogonal matrix nearest to a matrix's momentum.
+
+Jordan et al. 2024, https://kellerjordan.github.io/posts/muon. The nearest orthogonal matrix (U V^T
+of the singular value decomposition U S V^T) is approximated by Newton-Schulz steps: odd polynomials
+of the matrix, which move its singular values towards 1 and need matrix products only.
+"""
 
 import torch
 from torch import Tensor
 
-# Three odd quintics that together send singular values in 0.01..1 to 0.71..1.29: each has about the
-# smallest error on what the one before it leaves (Polar Express, arXiv 2505.16932).
+# Coefficients of x, x^3 and x^5 in three steps, which together map singular values from 0.01..1 to
+# 0.71..1.29. Each polynomial is close to optimal for the range that the one before it maps to
+# (Polar Express, arXiv 2505.16932).
 QUINTICS = ((7.7110, -22.1138, 16.2487), (3.6618, -2.7402, 0.5386), (2.6987, -2.0077, 0.4560))
 
 
 def orthogonalize(g: Tensor) -> Tensor:
-    """Roughly the orthogonal factor of each matrix in g (N, rows <= columns, columns), in g's type.
+    """Approximately the orthogonal matrix nearest to each matrix in g (N, rows, columns).
 
-    Singular values end within 0.71..1.29, down to a hundredth of the Schatten 4-norm. That norm is
-    the Frobenius norm of the first product, so it costs nothing, and lies closer above the largest
-    singular value than the matrix's own Frobenius norm: it saves one of Muon's five steps, better
-    polynomials another.
+    rows must not exceed columns. The result has the shape and dtype of g; its singular values are
+    within 0.71..1.29, except those below a hundredth of the matrix's Schatten 4-norm, which are
+    smaller. A zero matrix gives zero.
+
+    Dividing by a norm brings the singular values into 0..1. The Schatten 4-norm (the fourth root of
+    the sum of their fourth powers) is the square root of the Frobenius norm of x x^T, which the
+    first step needs anyway, and is closer to the largest singular value than the Frobenius norm of
+    x. That saves one of Muon's usual five steps; the polynomials above save another.
     """
     x = g / (g.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    a = x @ x.mT
+    a = x @ x.mT  # (N, rows, rows)
     norm = a.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-6)  # a zero matrix stays zero
     a, x = a / norm, x * norm.rsqrt()
     for step, (linear, cubic, quintic) in enumerate(QUINTICS):
@@ -37,15 +47,19 @@ def muon_step(
     momentum: float,
     dtype: torch.dtype,
 ) -> None:
-    """One step of Muon, in place, for matrices that all have one shape or its transpose; they are
-    orthogonalized in `dtype`."""
-    lying = []  # on their long side
-    for grad, memory in zip(grads, momenta, strict=True):
-        memory.lerp_(grad, 1 - momentum)
-        update = grad.lerp(memory, momentum)  # Nesterov
-        lying.append(update.mT if update.size(0) > update.size(1) else update)
-    for p, update in zip(params, orthogonalize(torch.stack(lying).to(dtype)), strict=True):
+    """One step of Muon, which changes `params` and `momenta` in place.
+
+    All matrices must have one shape or its transpose, so that they are orthogonalized in one batch,
+    in `dtype`. `momenta` are the running averages of the gradients, of weight `momentum` for the
+    past; `weight_decay` is per unit of the learning rate `lr`.
+    """
+    wide = []  # rows <= columns
+    for grad, average in zip(grads, momenta, strict=True):
+        average.lerp_(grad, 1 - momentum)
+        update = grad.lerp(average, momentum)  # Nesterov
+        wide.append(update.mT if update.size(0) > update.size(1) else update)
+    for p, update in zip(params, orthogonalize(torch.stack(wide).to(dtype)), strict=True):
         rows, columns = p.shape
-        scale = max(1.0, rows / columns) ** 0.5  # the same RMS change per output
+        scale = max(1.0, rows / columns) ** 0.5  # outputs change by the same RMS in every shape
         update = (update.mT if rows > columns else update).to(p.dtype)
         p.mul_(1 - lr * weight_decay).sub_(update * (lr * scale))

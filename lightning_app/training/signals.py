@@ -1,14 +1,18 @@
-"""Ctrl-C and SIGTERM: finish the step, save, exit."""
+"""Ctrl-C and SIGTERM: the run finishes its step, saves and exits."""
 
 import os
 import signal
 import sys
 import threading
+from types import FrameType
 from typing import Any
 
 
 class Interrupted(BaseException):
-    """A signal asked the run to stop; it has saved. `signum` gives the exit code, 128 + signum."""
+    """Raised when a signal has stopped the run, after it was saved.
+
+    `signum` is the signal's number; the exit code is 128 + signum.
+    """
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
@@ -16,29 +20,36 @@ class Interrupted(BaseException):
 
 
 class Signals:
-    """Ctrl-C and SIGTERM: remembered until the step is over; the second Ctrl-C ends at once."""
+    """A context in which Ctrl-C and SIGTERM are recorded in `received` instead of raised.
+
+    The training loop reads `received` after each step. A second Ctrl-C ends the process at once.
+    Signals are handled in the main thread only; elsewhere the context does nothing.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self.before: dict[int, Any] = {}
+        self.previous_handlers: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
-        self.before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+        self.previous_handlers = {
+            signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)
+        }
         self.listen()
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         if threading.current_thread() is threading.main_thread():
-            for signum, handler in self.before.items():
+            for signum, handler in self.previous_handlers.items():
                 signal.signal(signum, handler)
 
     def listen(self) -> None:
+        """Install the handlers; again after Lightning has installed its own."""
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, self.handle)
             signal.signal(signal.SIGTERM, self.handle)
 
-    def handle(self, signum: int, frame) -> None:
+    def handle(self, signum: int, frame: FrameType | None) -> None:
         if self.received is not None and signum == signal.SIGINT:
-            os._exit(128 + signum)  # what is being written is written beside: nothing breaks
+            os._exit(128 + signum)  # files are renamed when complete, so none is left half written
         self.received = signum
         print("\nstopping after this step (Ctrl-C again: at once)", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Laws of runs and configs on disk: which config, which run, which checkpoint, one holder."""
+"""Laws of run folders: which run, which checkpoint, one process at a time, resuming."""
 
 import datetime as dates
 import os
@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from lightning_app.cli import configs
-from lightning_app.cli.configs import find_config, read_configs, run_name, split_configs
 from lightning_app.errors import UserError
 from lightning_app.runs import folders
 from lightning_app.runs.checkpoint import CHECKPOINT_FORMAT, SECTION, write_checkpoint
@@ -27,9 +25,8 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch) -> Path:
-    """An empty folder to be in; `logs` and `configs` are relative to it."""
+    """An empty working folder; `logs` is relative to it."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(configs, "PROJECT_CONFIGS", tmp_path / "project")
     return tmp_path
 
 
@@ -54,166 +51,19 @@ def refusal(act, *args) -> str:
     return message
 
 
-# Which config.
-
-
-@pytest.mark.parametrize("name", ["small", "small.yaml"])
-def test_a_bare_name_is_a_file_in_configs_with_or_without_its_ending(name):
-    path = written("configs/small.yaml")
-    assert find_config(name) == path
-
-
-def test_the_projects_own_configs_have_bare_names_in_every_folder(folder):
-    path = written("project/small.yaml")
-    assert find_config("small") == folder / path
-    nearer = written("configs/small.yaml")
-    assert find_config("small") == nearer
-
-
-def test_a_literal_path_wins_over_a_bare_name():
-    written("configs/small.yaml")
-    written("configs/small")
-    path = written("small")
-    assert find_config("small") == path
-    path = written("small.yaml")
-    assert find_config("small.yaml") == path
-
-
-def test_a_folder_of_that_name_is_no_config():
-    path = written("configs/small.yaml")
-    Path("small").mkdir()
-    assert find_config("small") == path
-
-
-def test_a_path_is_not_looked_for_in_configs():
-    written("configs/sub/small.yaml")
-    assert find_config("configs/sub/small.yaml") == Path("configs/sub/small.yaml")
-    assert "does not exist" in refusal(find_config, "sub/small.yaml")
-
-
-@pytest.mark.parametrize("name", ["gpt_chr", "gtp_char.yaml", "else/gpt_charr.yaml"])
-def test_a_config_that_is_not_there_suggests_the_nearest(name):
-    written("configs/gpt_char.yaml")
-    written("project/other.yaml")
-    assert refusal(find_config, name).endswith("did you mean gpt_char?")
-
-
-def test_without_a_near_name_the_configs_there_are_named():
-    written("configs/one.yaml")
-    written("project/two.yaml")
-    message = refusal(find_config, "zzzzzz")
-    assert "--config zzzzzz does not exist" in message
-    assert "one, two" in message
-
-
-def test_a_config_by_url_is_refused():
-    assert "is a URL" in refusal(find_config, "https://example.com/a.yaml")
-
-
-def test_configs_are_taken_out_and_the_rest_keeps_its_order():
-    a, b, c = (written(f"{name}.yaml") for name in "abc")
-    argv = ["--run", "x", "--config", "a.yaml", "--fresh", "--config=b.yaml", "y", "-c", "c.yaml"]
-    assert split_configs(argv) == ([a, b, c], ["--run", "x", "--fresh", "y"])
-    assert split_configs(["--configs", "a.yaml"]) == ([], ["--configs", "a.yaml"])
-
-
-@pytest.mark.parametrize("option", ["--config", "-c"])
-def test_config_without_a_value_is_refused(option):
-    assert "--config needs" in refusal(split_configs, ["--run", "x", option])
-
-
-# What configs say.
-
-
-def test_later_configs_win_key_by_key_and_leave_the_rest():
-    a = written(
-        "a.yaml", "run: one\ndata: {corpus: x, splits: [1.0], seed: 5}\nmodel: {n_layer: 1}\n"
-    )
-    b = written("b.yaml", "data: {corpus: y, splits: [0.9, 0.1]}\nmodel: null\nnew: {k: 1}\n")
-    assert read_configs([a, b]) == {
-        "run": "one",
-        "data": {"corpus": "y", "splits": [0.9, 0.1], "seed": 5},
-        "model": None,
-        "new": {"k": 1},
-    }
-    assert read_configs([b, a])["data"]["corpus"] == "x"
-
-
-def test_a_later_config_changes_only_the_keys_it_names():
-    # Aliases of YAML are one object under two keys.
-    a = written("a.yaml", "train: &same {k: 1}\ntest: *same\n")
-    b = written("b.yaml", "train: {k: 2}\n")
-    assert read_configs([a, b]) == {"train": {"k": 2}, "test": {"k": 1}}
-
-
-@pytest.mark.parametrize("text", ["", "# nothing but a comment\n", "---\n"])
-def test_an_empty_config_says_nothing(text):
-    assert read_configs([written("a.yaml", text)]) == {}
-
-
-def test_broken_yaml_is_refused_in_one_line_with_its_place():
-    path = written("a.yaml", "data:\n  corpus: [x\nmodel: 1\n")
-    assert f"{path} is not valid YAML in line 3" in refusal(read_configs, [path])
-
-
-@pytest.mark.parametrize(
-    "text", ["a: b: c", "\tx: 1", "a: *none", "a: !!python/name:os.system", "? [a]\n: 1", "a: \x00"]
-)
-def test_yaml_that_cannot_be_read_is_refused(text):
-    path = written("a.yaml", text)
-    assert f"{path} is not valid YAML" in refusal(read_configs, [path])
-
-
-def test_a_date_that_is_none_is_refused():
-    path = written("a.yaml", "run: 2020-13-45\n")
-    assert str(path) in refusal(read_configs, [path])
-
-
-def test_a_config_that_is_not_utf8_is_refused():
-    path = Path("a.yaml")
-    path.write_bytes(b"run: caf\xe9\n")
-    assert f"{path} is not valid YAML: not UTF-8 text" in refusal(read_configs, [path])
-
-
-@pytest.mark.parametrize("text", ["just words", "- a\n- b\n", "7"])
-def test_a_config_without_keys_is_refused(text):
-    path = written("a.yaml", text)
-    assert f"{path} holds no `key: value` lines" in refusal(read_configs, [path])
-
-
 # Which run.
-
-
-def test_a_run_is_named_by_the_last_configs_stem():
-    assert run_name(None, [Path("configs/a.yaml"), Path("else/b.small.yaml")]) == "b.small"
-    assert run_name(None, [Path("config.yaml")]) == "config"
-    assert run_name(None, []) is None
-
-
-def test_the_option_run_wins():
-    assert run_name("mine", [Path("logs/X/config.yaml")]) == "mine"
-    assert run_name("mine", []) == "mine"
-
-
-def test_a_runs_own_config_means_that_run(folder, monkeypatch):
-    written("logs/X/config.yaml")
-    assert run_name(None, [Path("logs/X/config.yaml")]) == "X"
-    assert run_name(None, [folder / "logs/X/config.yaml"]) == "X"
-    assert run_name(None, [Path("logs/X/other.yaml")]) == "other"
-    assert run_name(None, [Path("logs/X/deep/config.yaml")]) == "config"
-    assert run_name(None, [Path("old/logs/X/config.yaml")]) == "config"
 
 
 @pytest.mark.parametrize(
     "name", ["a/b", "../a", "/a", ".", "..", ".hidden", "", "a\\b", "a\n", "a ", "a.", "-a", "a:b"]
 )
 def test_what_is_a_path_or_no_folders_name_is_refused_as_a_run(name):
-    assert "is not a name" in refusal(run_name, name, [])
+    assert "is not a name" in refusal(check_run_name, name)
 
 
 @pytest.mark.parametrize("name", ["a", "gpt_char", "2025-01-01", "v1.2", "größe", "天", "a b", "_"])
 def test_names_of_folders_are_names_of_runs(name):
-    assert run_name(name, []) == name
+    assert check_run_name(name) == name
 
 
 def test_the_newest_run_is_that_of_the_newest_best_checkpoint():

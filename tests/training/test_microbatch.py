@@ -1,4 +1,4 @@
-"""A batch in pieces is the batch."""
+"""Laws of micro-batches: loss and gradient are those of the whole batch."""
 
 import pytest
 import torch
@@ -7,16 +7,16 @@ from lightning_app.training.microbatch import MAX_CHARACTERS, MicrobatchedLoss, 
 from lightning_app.training.module import CharGPT
 
 
-def test_pieces_divide_the_batch_and_are_of_a_size_that_pays():
+def test_micro_batches_divide_the_batch_and_are_neither_large_nor_small():
     for rows in (1, 2, 3, 7, 8, 12, 13, 17, 48, 64, 97, 1000):
         for length in (1, 31, 64, 256, 1000, 2048, 5000):
-            piece = rows_per_microbatch(rows, length)
-            assert rows % piece == 0
-            if piece < rows:
-                assert piece * length >= MAX_CHARACTERS / 2
-                assert piece == 1 or piece * length <= MAX_CHARACTERS
+            chosen = rows_per_microbatch(rows, length)
+            assert rows % chosen == 0
+            if chosen < rows:
+                assert chosen * length >= MAX_CHARACTERS / 2
+                assert chosen == 1 or chosen * length <= MAX_CHARACTERS
     assert rows_per_microbatch(64, 256) == 8
-    assert rows_per_microbatch(8, 256) == 8  # the recipes' batches are one piece
+    assert rows_per_microbatch(8, 256) == 8  # a batch of the shipped configs is one micro-batch
     assert rows_per_microbatch(4, 8192) == 1
 
 

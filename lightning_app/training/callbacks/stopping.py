@@ -1,18 +1,25 @@
 """When training stops before max_steps."""
 
+from typing import Any
+
 from lightning.pytorch import callbacks as lightning_callbacks
 
 
 class StopWithoutImprovement(lightning_callbacks.EarlyStopping):
-    """Lightning's, but patience is what the options say now, not what a checkpoint remembers."""
+    """Lightning's EarlyStopping, except that a resumed run keeps the patience given now.
 
-    def load_state_dict(self, state_dict: dict) -> None:
+    The number of validations without improvement is restored from the checkpoint.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict | {"patience": self.patience})
 
 
 class TimeLimit(lightning_callbacks.Timer):
-    """Lightning's for --trainer.max_time, but each call of `fit` has this time, not all together:
-    the same command goes on."""
+    """Lightning's Timer (--trainer.max_time), except that the limit applies to each call of `fit`.
 
-    def load_state_dict(self, state_dict: dict) -> None:
+    Time spent before a run was resumed does not count, so the same command trains further.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         pass
