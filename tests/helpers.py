@@ -10,7 +10,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_app.data.tokenizer import Tokenizer
-from lightning_app.generation.options import GenerateOptions
+from lightning_app.generation.sampling import GenerateOptions
 from lightning_app.model.gpt import GPT, GPTConfig
 from lightning_app.runs.checkpoint import (
     CHECKPOINT_FORMAT,

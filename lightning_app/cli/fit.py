@@ -25,7 +25,7 @@ from lightning_app.data.datamodule import CharDataModule
 from lightning_app.data.tokenizer import Tokenizer
 from lightning_app.errors import UserError
 from lightning_app.files import atomic_write
-from lightning_app.generation.options import GenerateOptions
+from lightning_app.generation.sampling import GenerateOptions
 from lightning_app.hardware import (
     can_compile,
     choose_accelerator,

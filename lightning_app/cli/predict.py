@@ -18,14 +18,14 @@ from lightning_app.cli.parsing import Parser
 from lightning_app.data.splits import SplitText, split_text
 from lightning_app.errors import UserError
 from lightning_app.evaluation.overlap import WindowIndex, find_windows, passages
+from lightning_app.generation.cpu_engine import WeightFormat
 from lightning_app.generation.generate import MAX_BATCH, generate_text
-from lightning_app.generation.options import GenerateOptions, WeightFormat
+from lightning_app.generation.sampling import SAMPLING_OPTIONS, GenerateOptions
 from lightning_app.runs.checkpoint import TrainedModel, load
 from lightning_app.runs.folders import find_checkpoint
 
 SEPARATOR = "---"
 SPAN = 50  # characters; shorter ones are how language is
-CHOICE = ("sampling", "top_k", "top_p", "min_p")  # one decision in four options
 
 
 def make_parser() -> Parser:
@@ -116,8 +116,9 @@ def with_defaults_from(generate: dict[str, Any], rest: list[str]) -> list[str]:
     names = [f.name for f in fields(GenerateOptions)]
     if unknown := [k for k in generate if k not in names]:
         raise UserError(f"there is no generate.{unknown[0]}; use one of {', '.join(names)}")
-    chosen = {a.split("=")[0].removeprefix("--") for a in rest} & set(CHOICE)
-    defaults = {k: v for k, v in generate.items() if v is not None and not (chosen and k in CHOICE)}
+    chosen = {a.split("=")[0].removeprefix("--") for a in rest} & SAMPLING_OPTIONS
+    dropped = SAMPLING_OPTIONS if chosen else frozenset()
+    defaults = {k: v for k, v in generate.items() if v is not None and k not in dropped}
     return [*(f"--{k}={v}" for k, v in defaults.items()), *rest]
 
 

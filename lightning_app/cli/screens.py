@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from lightning_app.evaluation.metrics import loss_metrics
 from lightning_app.generation.generate import generate_text
-from lightning_app.generation.options import GenerateOptions
+from lightning_app.generation.sampling import GenerateOptions
 from lightning_app.hardware import multiplies_bf16
 from lightning_app.runs.checkpoint import SECTION, load
 from lightning_app.runs.folders import LOGS

@@ -10,7 +10,7 @@ import torch
 from lightning_app.errors import UserError
 from lightning_app.generation import generate as generate_module
 from lightning_app.generation.generate import generate_ids, generate_text, sample_rng
-from lightning_app.generation.options import GenerateOptions
+from lightning_app.generation.sampling import GenerateOptions
 from lightning_app.generation.sampling import draw
 from lightning_app.generation.torch_engine import (
     CachedLogits,

@@ -4,7 +4,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_app.generation.generate import generate_text
-from lightning_app.generation.options import GenerateOptions
+from lightning_app.generation.sampling import GenerateOptions
 
 
 class TextSamples(Callback):
