@@ -91,6 +91,8 @@ class GenerateOptions:
                 f"--sampling {method} contradicts --{others[0]}; "
                 f"leave one out, or use --sampling {others[0]}"
             )
+        if self.top_k == 0:
+            raise UserError("--top_k is 0, which leaves no character; give 1 or more")
         if self.top_p == 0:
             raise UserError("--top_p is 0, which leaves no character; give a value up to 1")
         if self.stop == "":

@@ -56,6 +56,7 @@ def test_a_method_alone_takes_the_tables_limit_and_no_other(method):
         ({"sampling": "argmax", "top_p": 0.5}, "--sampling argmax contradicts --top_p"),
         ({"sampling": "top5", "top_k": 4}, "--sampling top5 contradicts --top_k 4"),
         ({"sampling": "top5", "min_p": 0.1}, "contradicts --min_p"),
+        ({"top_k": 0}, "--top_k is 0"),
         ({"top_p": 0.0}, "--top_p is 0"),
         ({"stop": ""}, "--stop is empty"),
     ],
