@@ -34,11 +34,9 @@ sys.path.insert(0, str(ROOT))
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from lightning_app.export.transformers import export_transformers
+from lightning_app.generation.cpu_engine import WeightFormat
 from lightning_app.generation.generate import CHARACTERS_PER_CALL, generate_ids, sample_rng
-from lightning_app.generation.options import (
-    GenerateOptions,
-    WeightFormat,
-)
+from lightning_app.generation.sampling import GenerateOptions
 from lightning_app.hardware import choose_precision, matmul_flops_per_second
 from lightning_app.model.gpt import GPT, GPTConfig
 
@@ -65,8 +63,8 @@ def our_generation(gpt: GPT, weights: str, texts: int = 1) -> Callable[[], float
     options = OPTIONS.resolve()
 
     def speed() -> float:
-        streams = [sample_rng(1, 0, i) for i in range(texts)]
-        steps = generate_ids(gpt, [[33]] * texts, streams, options, weights=weights)
+        rngs = [sample_rng(1, 0, i) for i in range(texts)]
+        steps = generate_ids(gpt, [[33]] * texts, rngs, options, weights=weights)
         for _ in range(CHARACTERS_PER_CALL):
             next(steps)
         began = time.perf_counter()

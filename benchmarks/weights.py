@@ -2,7 +2,7 @@
 
     python benchmarks/weights.py logs/gpt_char/checkpoints/best.ckpt [--windows 64]
 
-Windows of the validation split, spread over it, each read by `decoding.Engine` from its first
+Windows of the validation split, spread over it, each read by `cpu_engine.CPUEngine` from its first
 character to its last, with the weights of each kind; one row at a time and all rows at once.
 """
 
@@ -18,29 +18,19 @@ sys.path.insert(0, str(ROOT))
 
 from lightning_app.data.splits import split_text
 from lightning_app.generation.cpu_engine import CPUEngine
-from lightning_app.generation.cpu_kernels import next_logits
 from lightning_app.model.gpt import GPT
 from lightning_app.runs.checkpoint import load
 
 
-def several(gpt: GPT, ids: np.ndarray, weights: str) -> np.ndarray:
+def together(gpt: GPT, ids: np.ndarray, weights: str) -> np.ndarray:
     """Losses (B, T - 1) in nats."""
     engine = CPUEngine(gpt, len(ids), weights)
-    steps = [engine.logits(column) for column in ids[:, :-1].T]
+    steps = [engine.next_logits(column) for column in ids[:, :-1].T]
     return losses(np.stack(steps, axis=1), ids)
 
 
-def one(gpt: GPT, ids: np.ndarray, weights: str) -> np.ndarray:
-    rows = []
-    for row in ids:
-        engine = CPUEngine(gpt, 1, weights)
-        logits = np.empty((len(row) - 1, gpt.config.vocab_size), dtype=np.float32)
-        for position, token in enumerate(row[:-1]):
-            next_logits(
-                token, position, engine.packed, engine.cache, logits[position], engine.threads
-            )
-        rows.append(logits)
-    return losses(np.stack(rows), ids)
+def one_by_one(gpt: GPT, ids: np.ndarray, weights: str) -> np.ndarray:
+    return np.concatenate([together(gpt, row[None], weights) for row in ids])
 
 
 def losses(logits: np.ndarray, ids: np.ndarray) -> np.ndarray:
@@ -63,11 +53,11 @@ def main() -> None:
     size = trained.gpt.config.block_size
     starts = np.linspace(0, len(text) - size - 1, args.windows).astype(int)
     ids = np.stack([np.asarray(text[s : s + size], dtype=np.int64) for s in starts])
-    exact = several(trained.gpt, ids, "float32")
+    exact = together(trained.gpt, ids, "float32")
     print(f"{ids.size:,} characters, float32: {exact.mean():.4f} nats per character")
-    for name, read in (("one text", one), ("several", several)):
+    for name, score in (("one text", one_by_one), ("several", together)):
         for weights in ("float32", "bfloat16", "int8"):
-            difference = read(trained.gpt, ids, weights) - exact
+            difference = score(trained.gpt, ids, weights) - exact
             error = difference.std() / difference.size**0.5
             print(f"{name:9} {weights:9} {difference.mean():+.5f} (standard error {error:.5f})")
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from lightning_app.data.datamodule import CharDataModule
     from lightning_app.data.tokenizer import Tokenizer
     from lightning_app.errors import UserError
-    from lightning_app.generation.options import GenerateOptions
+    from lightning_app.generation.sampling import GenerateOptions
     from lightning_app.model.gpt import GPT, GPTConfig
     from lightning_app.runs.checkpoint import TrainedModel, load
     from lightning_app.training.module import CharGPT
@@ -23,7 +23,7 @@ HOMES = {
     "CharGPT": "training.module",
     "GPT": "model.gpt",
     "GPTConfig": "model.gpt",
-    "GenerateOptions": "generation.options",
+    "GenerateOptions": "generation.sampling",
     "OptimOptions": "training.optimizer",
     "ScheduleOptions": "training.schedules",
     "Tokenizer": "data.tokenizer",

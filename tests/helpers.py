@@ -1,5 +1,6 @@
 """What several tests share: a tiny text, configs, the command line, networks, checkpoints."""
 
+import math
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_app.data.tokenizer import Tokenizer
-from lightning_app.generation.options import GenerateOptions
+from lightning_app.generation.sampling import GenerateOptions
 from lightning_app.model.gpt import GPT, GPTConfig
 from lightning_app.runs.checkpoint import (
     CHECKPOINT_FORMAT,
@@ -132,3 +133,61 @@ def writing_network(block_size: int = 8, **sizes) -> GPT:
 
 def options(**given) -> GenerateOptions:
     return GenerateOptions(**given).resolve()
+
+
+def distribution_by_definition(
+    logits: list[float], seen: list[bool], o: GenerateOptions
+) -> list[float]:
+    """The distribution of one row's next character, by the definitions of the options."""
+    r = o.repetition_penalty
+    logits = [(x / r if x > 0 else x * r) if s else x for x, s in zip(logits, seen, strict=True)]
+    ranked = sorted(range(len(logits)), key=lambda i: (-logits[i], i))
+    if o.sampling == "argmax" or o.temperature == 0:
+        return [float(i == ranked[0]) for i in range(len(logits))]
+    exponentials = [math.exp(x / o.temperature) for x in logits]
+    p = [w / math.fsum(exponentials) for w in exponentials]
+    if o.sampling == "top_k":
+        kept = ranked[: o.top_k]
+    elif o.sampling == "top_p":
+        kept = []
+        while ranked and math.fsum(p[i] for i in kept) < o.top_p:
+            kept.append(ranked.pop(0))
+    elif o.sampling == "min_p":
+        kept = [i for i in ranked if p[i] >= o.min_p * max(p)]
+    else:
+        kept = ranked
+    total = math.fsum(p[i] for i in kept)
+    return [p[i] / total if i in kept else 0.0 for i in range(len(p))]
+
+
+# Networks for tests/model: every kind of attention and of embedding.
+GPT_SIZES = {"vocab_size": 11, "block_size": 12, "n_layer": 3, "n_head": 4, "n_embd": 32}
+GPT_SIZES |= {"mlp_size": 40}
+GPT_KINDS: dict[str, dict] = {
+    "plain": {},
+    "grouped": {"n_kv_head": 2},
+    "one_kv_head": {"n_kv_head": 1},
+    "tied": {"tie_embeddings": True},
+}
+
+
+def fresh_network(**sizes) -> GPT:
+    """A network as initialised: its blocks and (untied) its head give 0."""
+    torch.manual_seed(1)
+    return GPT(GPTConfig(**(GPT_SIZES | sizes))).eval()
+
+
+def filled_network(**sizes) -> GPT:
+    """A network in which every weight affects the logits."""
+    gpt = fresh_network(**sizes)
+    for p in gpt.parameters():
+        torch.nn.init.normal_(p, mean=float(p.ndim == 1), std=0.3)
+    return gpt
+
+
+def random_ids(gpt: GPT, *shape: int) -> torch.Tensor:
+    return torch.randint(gpt.config.vocab_size, shape, generator=torch.Generator().manual_seed(2))
+
+
+def assert_close(a: torch.Tensor, b: torch.Tensor) -> None:
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)

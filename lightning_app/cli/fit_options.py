@@ -14,7 +14,7 @@ from lightning_app.cli.configs import config_arguments, read_configs, run_name
 from lightning_app.cli.parsing import FriendlyErrors, Seed
 from lightning_app.cli.trainer_flags import check_flags
 from lightning_app.data.datamodule import CharDataModule
-from lightning_app.generation.options import GenerateOptions
+from lightning_app.generation.sampling import GenerateOptions
 from lightning_app.runs.folders import LOGS
 from lightning_app.training.module import CharGPT
 from lightning_app.training.optimizer import OptimOptions

@@ -19,8 +19,9 @@ from lightning_app.cli.parsing import Parser
 from lightning_app.data.splits import SplitText
 from lightning_app.errors import UserError
 from lightning_app.evaluation.overlap import WindowIndex, find_windows, passages
+from lightning_app.generation.cpu_engine import WeightFormat
 from lightning_app.generation.generate import MAX_BATCH, generate_text
-from lightning_app.generation.options import CHOICE, GenerateOptions, WeightFormat
+from lightning_app.generation.sampling import SAMPLING_OPTIONS, GenerateOptions
 from lightning_app.runs.checkpoint import TrainedModel
 
 SEPARATOR = "---"
@@ -111,8 +112,9 @@ def with_defaults_from(generate: dict[str, Any], rest: list[str]) -> list[str]:
     names = [f.name for f in fields(GenerateOptions)]
     if unknown := [k for k in generate if k not in names]:
         raise UserError(f"there is no generate.{unknown[0]}; use one of {', '.join(names)}")
-    chosen = {a.split("=")[0].removeprefix("--") for a in rest} & set(CHOICE)
-    defaults = {k: v for k, v in generate.items() if v is not None and not (chosen and k in CHOICE)}
+    chosen = {a.split("=")[0].removeprefix("--") for a in rest} & SAMPLING_OPTIONS
+    dropped = SAMPLING_OPTIONS if chosen else frozenset()
+    defaults = {k: v for k, v in generate.items() if v is not None and k not in dropped}
     return [*(f"--{k}={v}" for k, v in defaults.items()), *rest]
 
 

@@ -98,7 +98,9 @@ class CharDataModule(L.LightningDataModule):
         if self.given_alphabet not in (None, text.alphabet):
             tokenizer = Tokenizer(self.given_alphabet, text.unit)
             if missing := [c for c in text.alphabet if c not in tokenizer.ids]:
-                raise UserError(tokenizer.describe_missing(missing, f"the corpus {self.source.corpus}"))
+                raise UserError(
+                    tokenizer.describe_missing(missing, f"the corpus {self.source.corpus}")
+                )
             self._id_map = np.array([tokenizer.ids[c] for c in text.alphabet], dtype=np.int64)
         self._split_text = split_text
 

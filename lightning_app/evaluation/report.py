@@ -20,7 +20,7 @@ from lightning_app.data.tokenizer import Tokenizer
 from lightning_app.errors import UserError
 from lightning_app.evaluation.overlap import WindowIndex, covered_characters, passages
 from lightning_app.generation.generate import generate_text
-from lightning_app.generation.options import GenerateOptions
+from lightning_app.generation.sampling import GenerateOptions
 from lightning_app.runs.checkpoint import TrainedModel
 
 if TYPE_CHECKING:

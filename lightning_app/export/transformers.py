@@ -1,11 +1,12 @@
-"""A trained network as a folder that `transformers` opens without custom code.
+"""Export of a trained network as a folder that `transformers` opens without custom code.
 
-The network is Qwen3's dense decoder, so exporting is renaming; the tokenizer is one character a
-token, by the `tokenizers` library.
+The network is Qwen3's dense decoder, so its weights only need Qwen3's names. The tokenizer, in the
+format of the `tokenizers` library, has one token per character.
 """
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,13 +14,13 @@ from lightning_app.data.encoding import Unit
 from lightning_app.errors import UserError
 from lightning_app.model.gpt import GPT, NORM_EPS
 
-NAMES = {
+WEIGHT_PREFIXES = {  # ours: Qwen3's
     "embedding.": "model.embed_tokens.",
     "lm_head.": "lm_head.",
     "blocks.": "model.layers.",
     "norm.": "model.norm.",
 }
-INSIDE_A_BLOCK = {
+BLOCK_PARTS = {
     ".attention_norm.": ".input_layernorm.",
     ".mlp_norm.": ".post_attention_layernorm.",
     ".attention.": ".self_attn.",
@@ -27,14 +28,15 @@ INSIDE_A_BLOCK = {
 
 
 def qwen3_name(name: str) -> str:
-    """Our name of a weight to Qwen3's."""
-    for ours, theirs in INSIDE_A_BLOCK.items():
+    """Qwen3's name for the weight that is called `name` in our state_dict."""
+    for ours, theirs in BLOCK_PARTS.items():
         name = name.replace(ours, theirs)
-    start = next(ours for ours in NAMES if name.startswith(ours))
-    return NAMES[start] + name.removeprefix(start)
+    prefix = next(ours for ours in WEIGHT_PREFIXES if name.startswith(ours))
+    return WEIGHT_PREFIXES[prefix] + name.removeprefix(prefix)
 
 
-def qwen3_config(gpt: GPT) -> dict:
+def qwen3_config(gpt: GPT) -> dict[str, Any]:
+    """The contents of config.json."""
     c = gpt.config
     return {
         "architectures": ["Qwen3ForCausalLM"],
@@ -49,8 +51,8 @@ def qwen3_config(gpt: GPT) -> dict:
         "hidden_act": "silu",
         "max_position_embeddings": c.block_size,
         "rms_norm_eps": NORM_EPS,
-        "rope_theta": c.rope_theta,  # where transformers 4 looks
-        "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_theta},  # and 5
+        "rope_theta": c.rope_theta,  # for transformers 4
+        "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_theta},  # for 5
         "attention_bias": False,
         "attention_dropout": 0.0,
         "tie_word_embeddings": c.tie_embeddings,
@@ -62,25 +64,30 @@ def qwen3_config(gpt: GPT) -> dict:
 
 
 def printable_bytes() -> dict[int, str]:
-    """A character for each byte as `tokenizers` shows them: itself, or from 256 on in order."""
-    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [b for b in range(256) if b not in shown]
-    return {b: chr(b) for b in shown} | {b: chr(256 + i) for i, b in enumerate(others)}
+    """The character that `tokenizers` writes for each byte.
+
+    A printable byte stands for itself; the others are numbered from code point 256 on.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [b for b in range(256) if b not in printable]
+    return {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
 
 
 def write_tokenizer(alphabet: str, unit: Unit, folder: Path) -> None:
-    """tokenizer.json: every code point a token, or every byte, decoded by joining."""
+    """Write tokenizer.json and tokenizer_config.json to `folder`.
+
+    Each code point is a token, or each byte; decoding joins them without spaces.
+    """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-    one_by_one = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    split: Any = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    decoder: Any = decoders.Fuse()
+    vocabulary = {c: i for i, c in enumerate(alphabet)}
     if unit == "byte":
-        shown = printable_bytes()
-        vocabulary = {shown[ord(c)]: i for i, c in enumerate(alphabet)}
+        printable = printable_bytes()
+        vocabulary = {printable[ord(c)]: i for i, c in enumerate(alphabet)}
         as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        split, decoder = pre_tokenizers.Sequence([as_bytes, one_by_one]), decoders.ByteLevel()
-    else:
-        vocabulary = {c: i for i, c in enumerate(alphabet)}
-        split, decoder = one_by_one, decoders.Fuse()
+        split, decoder = pre_tokenizers.Sequence([as_bytes, split]), decoders.ByteLevel()
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=""))
     tokenizer.pre_tokenizer, tokenizer.decoder = split, decoder
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -91,7 +98,8 @@ def write_tokenizer(alphabet: str, unit: Unit, folder: Path) -> None:
 def export_transformers(gpt: GPT, alphabet: str, folder: Path, unit: Unit = "char") -> None:
     """Write config.json, model.safetensors, generation_config.json and the tokenizer's files.
 
-    Raises UserError when the libraries are missing or the folder already holds something.
+    The weights are written in float32. `folder` must not exist or must be empty. Raises UserError
+    for another folder, and if safetensors or tokenizers is not installed.
     """
     try:
         import tokenizers  # noqa: F401
@@ -110,7 +118,7 @@ def export_transformers(gpt: GPT, alphabet: str, folder: Path, unit: Unit = "cha
     }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(qwen3_config(gpt), indent=2))
-    sampling = {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "top_k": 0}
+    sampling: dict[str, Any] = {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "top_k": 0}
     sampling |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     (folder / "generation_config.json").write_text(json.dumps(sampling, indent=2))
     write_tokenizer(alphabet, unit, folder)

@@ -1,7 +1,10 @@
-"""The loops of the writing engine, compiled: one text whole, several between PyTorch's products.
+"""The compiled loops of the CPU engine.
 
-`w` is a `decoding.Packed`, `cache` a `decoding.Cache`; scratch and results are arrays the caller
-gives.
+For one text they are the whole network; for several texts, everything between PyTorch's matrix
+products. `w` is a `cpu_engine.PackedWeights`, `cache` a `cpu_engine.CPUCache`. Functions write
+their results to arrays given by the caller. `threads` is how many threads share the work.
+
+Shapes: B rows (texts), V characters, D = n_embd, KV = n_kv_head * head_dim.
 """
 
 import numpy as np
@@ -14,13 +17,13 @@ from lightning_app.model.gpt import NORM_EPS
 
 EPSILON = np.float32(NORM_EPS)
 ONE = np.float32(1)
-EDGE = np.float32(80)  # e^-80 counts as nothing
+MAX_EXPONENT = np.float32(80)  # e^-80 is negligible
 
-# bfloat16 is a float32's upper half. NumPy and numba do not know it: it is uint16 here.
+# A bfloat16 is the upper half of a float32. NumPy and numba lack it; here its bits are a uint16.
 
 
 def to_float32(x):
-    """x as float32; uint16 means bfloat16."""
+    """x as float32; a uint16 holds the bits of a bfloat16."""
 
 
 @overload(to_float32, inline="always")
@@ -31,7 +34,7 @@ def _(x):
 
 
 def store(array, i, x):
-    """array[i] = x, rounded to the nearest bfloat16 where the array holds uint16."""
+    """array[i] = x, rounded to the nearest bfloat16 if the array is uint16."""
 
 
 @overload(store, inline="always")
@@ -52,7 +55,8 @@ def _(array, i, x):
 
 
 def store_quantized(x, array, scale, i):
-    """array[i] = x, a vector; scaled by scale[i], a number, where the array holds int8."""
+    """array[i] = x for a vector x. If the array is int8, it gets round(x / scale[i]), with scale[i]
+    set so that the largest value becomes 127."""
 
 
 @overload(store_quantized)
@@ -76,18 +80,19 @@ def _(x, array, scale, i):
     return scaled
 
 
-# What one row of numbers goes through.
+# Operations on one vector.
 
 
 @compiled(fastmath=True)
-def widen_all(x, scale, y):
+def dequantize(x, scale, y):
+    """y = x * scale, in float32."""
     for j in range(x.shape[0]):
         y[j] = to_float32(x[j]) * scale[j]
 
 
 @compiled(fastmath=True)
 def normalize(x, y):
-    """y = x / RMS(x); gains are in the following matrix."""
+    """y = x / RMS(x). The norm's gain is part of the following matrix."""
     squares = np.float32(0)
     for j in range(x.shape[0]):
         squares += x[j] * x[j]
@@ -98,7 +103,7 @@ def normalize(x, y):
 
 @compiled(fastmath=True)
 def rotate(x, gain, cos, sin):
-    """Normalise one head's query or key, in place, and turn it to its position."""
+    """Normalise one head's query or key, and apply its rotary position, in place."""
     normalize(x, x)
     half = x.shape[0] // 2
     for j in range(half):
@@ -109,9 +114,11 @@ def rotate(x, gain, cos, sin):
 
 @compiled()
 def exponential(x):
-    """e^x to 5e-7, for x from -87 to 88; unlike np.exp, loops over it use vector instructions."""
+    """e^x with a relative error of 5e-7, for x from -87 to 88. Loops over it compile to vector
+    instructions, unlike loops over np.exp."""
     n = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
-    r = (x - n * np.float32(0.693359375)) - n * np.float32(-2.12194440e-4)  # x - n ln 2, in two
+    # r = x - n ln 2, with ln 2 as the sum of two numbers for precision
+    r = (x - n * np.float32(0.693359375)) - n * np.float32(-2.12194440e-4)
     p = np.float32(1 / 720)
     for coefficient in (1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0):
         p = p * r + np.float32(coefficient)
@@ -120,53 +127,54 @@ def exponential(x):
 
 @compiled(fastmath=True)
 def silu(x):
-    return x / (ONE + exponential(min(max(-x, -EDGE), EDGE)))
+    return x / (ONE + exponential(min(max(-x, -MAX_EXPONENT), MAX_EXPONENT)))
 
 
 @compiled(fastmath=True)
-def attend(q, cache, layer, row, group, position, scores, out):
-    """One head: q and out (head_dim,), over the key/value head `group`."""
-    keys, key_scale = cache.keys[layer, row, group], cache.key_scale[layer, row, group]
-    values, value_scale = cache.values[layer, row, group], cache.value_scale[layer, row, group]
-    size, n = q.shape[0], position + 1
-    factor = np.float32(size) ** np.float32(-0.5)
-    whole = n - n % 4  # four at a time: `q` and `out` are read a quarter as often
-    for t in range(0, whole, 4):
+def attend(q, cache, layer, row, kv_head, position, scores, out):
+    """One query head: q and out (head_dim,). It attends to positions 0 to `position` of one row."""
+    keys, key_scale = cache.keys[layer, row, kv_head], cache.key_scale[layer, row, kv_head]
+    values, value_scale = cache.values[layer, row, kv_head], cache.value_scale[layer, row, kv_head]
+    head_dim, n = q.shape[0], position + 1
+    factor = np.float32(head_dim) ** np.float32(-0.5)
+    unrolled = n - n % 4  # four keys at a time, so that `q` and `out` are loaded a quarter as often
+    for t in range(0, unrolled, 4):
         a = b = c = d = np.float32(0)
-        for j in range(size):
+        for j in range(head_dim):
             a += q[j] * to_float32(keys[t, j])
             b += q[j] * to_float32(keys[t + 1, j])
             c += q[j] * to_float32(keys[t + 2, j])
             d += q[j] * to_float32(keys[t + 3, j])
         scores[t], scores[t + 1], scores[t + 2], scores[t + 3] = a, b, c, d
-    for t in range(whole, n):
+    for t in range(unrolled, n):
         total = np.float32(0)
-        for j in range(size):
+        for j in range(head_dim):
             total += q[j] * to_float32(keys[t, j])
         scores[t] = total
-    highest = -np.float32(3e38)  # fastmath knows no infinity
+    highest = -np.float32(3e38)  # fastmath excludes infinity
     for t in range(n):
         scores[t] *= factor * key_scale[t]
         highest = max(highest, scores[t])
     total = np.float32(0)
     for t in range(n):
-        scores[t] = exponential(max(scores[t] - highest, -EDGE))
+        scores[t] = exponential(max(scores[t] - highest, -MAX_EXPONENT))
         total += scores[t]
     for t in range(n):
         scores[t] *= value_scale[t] / total
     out[:] = 0
-    for t in range(0, whole, 4):
+    for t in range(0, unrolled, 4):
         a, b, c, d = scores[t], scores[t + 1], scores[t + 2], scores[t + 3]
-        for j in range(size):
-            first = a * to_float32(values[t, j]) + b * to_float32(values[t + 1, j])
-            out[j] += first + c * to_float32(values[t + 2, j]) + d * to_float32(values[t + 3, j])
-    for t in range(whole, n):
-        for j in range(size):
+        for j in range(head_dim):
+            ab = a * to_float32(values[t, j]) + b * to_float32(values[t + 1, j])
+            out[j] += ab + c * to_float32(values[t + 2, j]) + d * to_float32(values[t + 3, j])
+    for t in range(unrolled, n):
+        for j in range(head_dim):
             out[j] += scores[t] * to_float32(values[t, j])
 
 
 @compiled(fastmath=True)
 def add(x, branch, scale):
+    """x += branch * scale."""
     for j in range(x.shape[0]):
         x[j] += to_float32(branch[j]) * scale[j]
 
@@ -178,12 +186,12 @@ def activate(gate, up, gate_scale, up_scale, out):
         store(out, j, silu(to_float32(gate[j]) * gate_scale[j]) * to_float32(up[j]) * up_scale[j])
 
 
-# One text.
+# One text: the whole network.
 
 
 @compiled(fastmath=True, parallel=True)
 def multiply(matrix, scale, x, y, threads):
-    """y = scale * (matrix @ x), rows shared among the threads."""
+    """y = scale * (matrix @ x); the threads share the matrix's rows."""
     rows = matrix.shape[0]
     for thread in prange(threads):
         for i in range(thread * rows // threads, (thread + 1) * rows // threads):
@@ -195,30 +203,30 @@ def multiply(matrix, scale, x, y, threads):
 
 @compiled(fastmath=True, parallel=True)
 def attend_heads(q, cache, layer, position, scores, out, threads):
-    """q and out (H, head_dim): heads shared among the threads."""
+    """q and out (n_head, head_dim); the threads share the heads."""
     heads = q.shape[0]
-    shared = heads // cache.keys.shape[2]
+    per_kv_head = heads // cache.keys.shape[2]
     for thread in prange(threads):
         for i in range(thread * heads // threads, (thread + 1) * heads // threads):
-            attend(q[i], cache, layer, 0, i // shared, position, scores[i], out[i])
+            attend(q[i], cache, layer, 0, i // per_kv_head, position, scores[i], out[i])
 
 
 @compiled(fastmath=True)
 def next_logits(token, position, w, cache, logits, threads):
-    """Read `token` at `position` into the cache; logits (V,) of what follows it."""
-    layers, width = w.qkv.shape[0], w.qkv.shape[2]
-    kv_heads, length, size = cache.keys.shape[2:]
-    heads = width // size
-    hidden = w.down.shape[2]
+    """Add `token` at `position` to the cache; write the logits (V,) of the next character."""
+    layers, n_embd = w.qkv.shape[0], w.qkv.shape[2]
+    kv_heads, block_size, head_dim = cache.keys.shape[2:]
+    heads = n_embd // head_dim
+    mlp_size = w.down.shape[2]
     x = w.embedding[token].copy()
-    h = np.empty(width, dtype=np.float32)
+    h = np.empty(n_embd, dtype=np.float32)
     projected = np.empty(w.qkv.shape[1], dtype=np.float32)
-    q = projected[:width].reshape(heads, size)
-    k = projected[width : width + kv_heads * size].reshape(kv_heads, size)
-    v = projected[width + kv_heads * size :].reshape(kv_heads, size)
-    scores = np.empty((heads, length), dtype=np.float32)
-    mixed = np.empty(width, dtype=np.float32)
-    branch = np.empty(2 * hidden, dtype=np.float32)
+    q = projected[:n_embd].reshape(heads, head_dim)
+    k = projected[n_embd : n_embd + kv_heads * head_dim].reshape(kv_heads, head_dim)
+    v = projected[n_embd + kv_heads * head_dim :].reshape(kv_heads, head_dim)
+    scores = np.empty((heads, block_size), dtype=np.float32)
+    attended = np.empty(n_embd, dtype=np.float32)
+    branch = np.empty(2 * mlp_size, dtype=np.float32)
     for layer in range(layers):
         normalize(x, h)
         multiply(w.qkv[layer], w.qkv_scale[layer], h, projected, threads)
@@ -230,45 +238,46 @@ def next_logits(token, position, w, cache, logits, threads):
             store_quantized(
                 v[i], cache.values[layer, 0, i], cache.value_scale[layer, 0, i], position
             )
-        out = mixed.reshape(heads, size)
+        out = attended.reshape(heads, head_dim)
         attend_heads(q, cache, layer, position, scores, out, threads)
-        multiply(w.o[layer], w.o_scale[layer], mixed, h, threads)
-        for j in range(width):
+        multiply(w.o[layer], w.o_scale[layer], attended, h, threads)
+        for j in range(n_embd):
             x[j] += h[j]
         normalize(x, h)
         multiply(w.gate_up[layer], w.gate_up_scale[layer], h, branch, threads)
-        for j in range(hidden):
-            branch[j] = silu(branch[j]) * branch[hidden + j]
-        multiply(w.down[layer], w.down_scale[layer], branch[:hidden], h, threads)
-        for j in range(width):
+        for j in range(mlp_size):
+            branch[j] = silu(branch[j]) * branch[mlp_size + j]
+        multiply(w.down[layer], w.down_scale[layer], branch[:mlp_size], h, threads)
+        for j in range(n_embd):
             x[j] += h[j]
     normalize(x, h)
     multiply(w.head, w.head_scale, h, logits, threads)
 
 
 @compiled()
-def write_row(token, position, uniform, seen, choice, w, cache, ids, threads):
-    """As many characters as `uniform` has numbers into `ids`, after `token` at `position`.
+def decode_row(token, position, uniform, seen, sampler, w, cache, ids, threads):
+    """Generate len(uniform) characters into `ids`, after `token` at `position`.
 
-    choice is (kind, limit, temperature, penalty) of `fill_distribution`.
+    `sampler` is what `sampler_args` returns.
     """
-    kind, limit, temperature, penalty = choice
+    method, limit, temperature, penalty = sampler
     size = w.embedding.shape[0]
     logits = np.empty(size, dtype=np.float32)
     p = np.empty(size, dtype=np.float64)
     for i in range(len(uniform)):
         next_logits(token, position + i, w, cache, logits, threads)
-        fill_distribution(logits, seen, kind, limit, temperature, penalty, p)
+        fill_distribution(logits, seen, method, limit, temperature, penalty, p)
         token = draw_one(p, uniform[i])
         seen[token] = True
         ids[i] = token
 
 
-# Several texts: what stands between the products, rows shared among the threads.
+# Several texts: the steps between the matrix products. The threads share the rows.
 
 
 @compiled(fastmath=True, parallel=True)
 def normalize_rows(x, h, threads):
+    """`normalize` for each row of x (B, D) float32, into h (B, D)."""
     rows = x.shape[0]
     for thread in prange(threads):
         for i in range(thread * rows // threads, (thread + 1) * rows // threads):
@@ -277,44 +286,49 @@ def normalize_rows(x, h, threads):
 
 @compiled(fastmath=True, parallel=True)
 def attend_rows(projected, w, layer, positions, cache, out, threads):
-    """projected (B, D + 2 KV), out (B, D)."""
-    rows, width = out.shape
-    kv_heads, length, size = cache.keys.shape[2:]
-    shared = width // size // kv_heads
+    """Attention of each row's next character, whose keys and values are added to the cache.
+
+    projected (B, D + 2 KV): queries, keys and values before `w.qkv_scale`; positions (B,); out
+    (B, D).
+    """
+    rows, n_embd = out.shape
+    kv_heads, block_size, head_dim = cache.keys.shape[2:]
+    per_kv_head = n_embd // head_dim // kv_heads
     scale = w.qkv_scale[layer]
     for thread in prange(threads):
-        scores = np.empty(length, dtype=np.float32)
-        x = np.empty(size, dtype=np.float32)
-        mixed = np.empty(size, dtype=np.float32)
+        scores = np.empty(block_size, dtype=np.float32)
+        x = np.empty(head_dim, dtype=np.float32)
+        attended = np.empty(head_dim, dtype=np.float32)
         first, last = thread * rows // threads, (thread + 1) * rows // threads
         for row in range(first, last):
             position = positions[row]
             cos, sin = w.cos[position], w.sin[position]
-            for group in range(kv_heads):
-                at = width + group * size
-                widen_all(projected[row, at : at + size], scale[at : at + size], x)
+            for kv_head in range(kv_heads):
+                at = n_embd + kv_head * head_dim
+                dequantize(projected[row, at : at + head_dim], scale[at : at + head_dim], x)
                 rotate(x, w.k_gain[layer], cos, sin)
                 store_quantized(
-                    x, cache.keys[layer, row, group], cache.key_scale[layer, row, group], position
-                )
-                at += kv_heads * size
-                widen_all(projected[row, at : at + size], scale[at : at + size], x)
-                store_quantized(
-                    x, cache.values[layer, row, group], cache.value_scale[layer, row, group],
+                    x, cache.keys[layer, row, kv_head], cache.key_scale[layer, row, kv_head],
                     position,
                 )  # fmt: skip
-                for head in range(group * shared, (group + 1) * shared):
-                    at = head * size
-                    widen_all(projected[row, at : at + size], scale[at : at + size], x)
+                at += kv_heads * head_dim
+                dequantize(projected[row, at : at + head_dim], scale[at : at + head_dim], x)
+                store_quantized(
+                    x, cache.values[layer, row, kv_head], cache.value_scale[layer, row, kv_head],
+                    position,
+                )  # fmt: skip
+                for head in range(kv_head * per_kv_head, (kv_head + 1) * per_kv_head):
+                    at = head * head_dim
+                    dequantize(projected[row, at : at + head_dim], scale[at : at + head_dim], x)
                     rotate(x, w.q_gain[layer], cos, sin)
-                    attend(x, cache, layer, row, group, position, scores, mixed)
-                    for j in range(size):
-                        store(out[row], at + j, mixed[j])
+                    attend(x, cache, layer, row, kv_head, position, scores, attended)
+                    for j in range(head_dim):
+                        store(out[row], at + j, attended[j])
 
 
 @compiled(fastmath=True, parallel=True)
 def add_rows(x, branch, scale, h, threads):
-    """Add a branch's output to x (B, D) float32; h is the new x, normalised."""
+    """x += branch * scale, then h = `normalize` of x; x (B, D) float32, branch and h (B, D)."""
     rows = x.shape[0]
     for thread in prange(threads):
         for row in range(thread * rows // threads, (thread + 1) * rows // threads):
@@ -324,20 +338,25 @@ def add_rows(x, branch, scale, h, threads):
 
 @compiled(fastmath=True, parallel=True)
 def activate_rows(gate_up, scale, activated, threads):
-    rows, hidden = activated.shape
+    """activated (B, mlp_size) = silu(gate) * up, for gate_up (B, 2 mlp_size) before `scale`."""
+    rows, mlp_size = activated.shape
     for thread in prange(threads):
         for row in range(thread * rows // threads, (thread + 1) * rows // threads):
-            gate, up = gate_up[row, :hidden], gate_up[row, hidden:]
-            activate(gate, up, scale[:hidden], scale[hidden:], activated[row])
+            gate, up = gate_up[row, :mlp_size], gate_up[row, mlp_size:]
+            activate(gate, up, scale[:mlp_size], scale[mlp_size:], activated[row])
 
 
 @compiled(parallel=True)
-def choose_rows(logits, uniform, seen, choice, ids, threads):
-    kind, limit, temperature, penalty = choice
+def draw_rows(logits, uniform, seen, sampler, ids, threads):
+    """Draw the next id of each row into ids (B,), and mark it in seen (B, V).
+
+    logits (B, V); uniform (B,); `sampler` is what `sampler_args` returns.
+    """
+    method, limit, temperature, penalty = sampler
     rows, size = logits.shape
     for thread in prange(threads):
         p = np.empty(size, dtype=np.float64)
         for row in range(thread * rows // threads, (thread + 1) * rows // threads):
-            fill_distribution(logits[row], seen[row], kind, limit, temperature, penalty, p)
+            fill_distribution(logits[row], seen[row], method, limit, temperature, penalty, p)
             ids[row] = draw_one(p, uniform[row])
             seen[row, ids[row]] = True

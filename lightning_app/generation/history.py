@@ -1,17 +1,17 @@
-"""The end of each row's text, as much of it as the network can see."""
+"""Each row's text so far: the window that the network sees, and which characters have occurred."""
 
 from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-from lightning_app.errors import UserError
 from lightning_app.generation.sampling import draw
 from lightning_app.model.kv_cache import context_length
 
 
 class History:
-    """The end of one row's text: as many ids as the network can see, and how many there were."""
+    """The last block_size ids of one row's text, and the length of the whole text."""
 
     def __init__(self, ids: Sequence[int], block_size: int) -> None:
         self.block_size = block_size
@@ -23,20 +23,27 @@ class History:
         self.n += len(ids)
 
     def window(self) -> list[int]:
+        """The ids that the network sees: as many of the last ones as `context_length` says."""
         length = context_length(self.n, self.block_size)
         return list(self.recent)[-length:]
 
 
-def characters_seen(prompts: Sequence[Sequence[int]], vocab_size: int) -> np.ndarray:
-    """(B, V), True for the characters in each prompt."""
+def characters_seen(prompts: Sequence[Sequence[int]], vocab_size: int) -> NDArray[np.bool_]:
+    """(B, V), True for the characters that occur in each prompt."""
     seen = np.zeros((len(prompts), vocab_size), dtype=bool)
     for row, prompt in zip(seen, prompts, strict=True):
         row[list(prompt)] = True
     return seen
 
 
-def first_ids(unigram: np.ndarray | None, uniform: np.ndarray) -> np.ndarray:
-    """What texts without a prompt begin with, (B,), from the training text's distribution (V,)."""
+def first_ids(
+    unigram: NDArray[np.float64] | None, vocab_size: int, uniform: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """The first characters (B,) of texts without a prompt, for random numbers `uniform` (B,).
+
+    They are drawn from `unigram` (V,), the training text's character distribution; if it is None,
+    every character of the alphabet is equally likely.
+    """
     if unigram is None:
-        raise UserError("an empty prompt needs the unigram distribution; give a prompt")
+        unigram = np.full(vocab_size, 1 / vocab_size)
     return draw(np.tile(unigram, (len(uniform), 1)), uniform)

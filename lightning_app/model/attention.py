@@ -1,4 +1,7 @@
-"""Softmax attention: PyTorch's fused kernel on an accelerator, two matrix products on a CPU."""
+"""Softmax attention: PyTorch's fused kernel on an accelerator, two matrix products on a CPU.
+
+Shapes: B rows, T queries, S keys.
+"""
 
 from typing import Any
 
@@ -6,46 +9,47 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-QUERY_BLOCK = 128  # queries that attend together on a CPU; 64 and 256 were slower
+QUERY_BLOCK = 128  # queries per matrix product on a CPU; 64 and 256 were slower
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Softmax attention: q (B, n_head, T, head_dim), k and v (B, n_kv_head, S, head_dim).
+    """Softmax attention, (B, n_head, T, head_dim).
 
-    `mask` (B, 1, T, S) is True where a query may attend. Without a mask S is T, and a query sees
-    the keys up to its own position.
+    q is (B, n_head, T, head_dim), k and v (B, n_kv_head, S, head_dim). `mask` (B, 1, T, S) is True
+    where a query may attend to a key. Without a mask attention is causal: S equals T, and query i
+    attends to keys 0 to i.
     """
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True
         )
-    # On a CPU the fused kernel's backward is slow at these lengths; two matrix products with a
-    # float32 softmax between them, compiled, train 1.3 times as fast.
-    if k.size(1) != q.size(1):
+    # On a CPU the fused kernel's backward pass is slow at these lengths. Two matrix products with a
+    # float32 softmax between them, compiled, make training 1.3 times as fast.
+    if k.size(1) != q.size(1):  # each key/value head serves several query heads
         k, v = (x.repeat_interleave(q.size(1) // x.size(1), dim=1) for x in (k, v))
     if mask is not None:
-        return MaskedAttention.apply(q, k, v, ~mask)
-    outputs = []  # by blocks of queries, so that no block multiplies keys it cannot see
-    for first in range(0, q.size(2), QUERY_BLOCK):
-        block = q[:, :, first : first + QUERY_BLOCK]
-        end = first + block.size(2)
-        future = torch.ones(block.size(2), end, dtype=torch.bool, device=q.device).triu(first + 1)
-        outputs.append(MaskedAttention.apply(block, k[:, :, :end], v[:, :, :end], future))
+        return MaskedAttention.apply(q, k, v, mask)
+    outputs = []  # one per block of queries: a block skips the keys that come after all of it
+    for start in range(0, q.size(2), QUERY_BLOCK):
+        block = q[:, :, start : start + QUERY_BLOCK]
+        end = start + block.size(2)
+        causal = torch.ones(block.size(2), end, dtype=torch.bool, device=q.device).tril(start)
+        outputs.append(MaskedAttention.apply(block, k[:, :, :end], v[:, :, :end], causal))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
 
 
 class MaskedAttention(torch.autograd.Function):
-    """Softmax attention by its definition, with a gradient that compiles well for a CPU.
+    """Softmax attention by its definition, with a backward pass that compiles well for a CPU.
 
-    `excluded` broadcasts to (B, n_head, T, S) and is True where a query must not attend. The
-    attention probabilities are saved for the backward pass, not computed again, and the formulas
-    avoid transposed gradients.
+    `mask` broadcasts to (B, n_head, T, S) and is True where a query may attend. The attention
+    probabilities are saved for the backward pass instead of being computed again, and no gradient
+    is returned as a transposed view.
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, excluded: Tensor) -> Tensor:
-        scores = (q @ k.mT).float() * q.size(-1) ** -0.5
-        p = scores.masked_fill(excluded, float("-inf")).softmax(dim=-1).to(v.dtype)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        scores = (q @ k.mT).float() * q.size(-1) ** -0.5  # (B, n_head, T, S)
+        p = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1).to(v.dtype)
         y = p @ v  # (B, n_head, T, head_dim)
         ctx.save_for_backward(q, k, v, p, y)
         return y
@@ -53,8 +57,8 @@ class MaskedAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q, k, v, p, y = ctx.saved_tensors
-        grad_p = (grad @ v.mT).float()
-        mean = (grad.float() * y.float()).sum(dim=-1, keepdim=True)  # is (p * grad_p).sum(-1)
+        grad_p = (grad @ v.mT).float()  # (B, n_head, T, S)
+        mean = (grad.float() * y.float()).sum(dim=-1, keepdim=True)  # equals (p * grad_p).sum(-1)
         grad_scores = p.float() * (grad_p - mean) * q.size(-1) ** -0.5
         grad_scores = grad_scores.to(q.dtype)
         return grad_scores @ k, grad_scores.mT @ q, p.mT @ grad, None

@@ -1,4 +1,4 @@
-"""Dropout that costs little on a CPU."""
+"""Dropout that is cheap on a CPU."""
 
 import torch
 import torch.nn as nn
@@ -8,7 +8,10 @@ from torch import Tensor
 
 @torch.library.custom_op("lightning_app::keep_mask", mutates_args=())
 def keep_mask(x: Tensor, dropped: int) -> Tensor:
-    """A mask of x's shape: False for about `dropped` in 256 elements, by torch's generator."""
+    """A random bool mask of x's shape; an element is False with probability dropped / 256.
+
+    It uses torch's global CPU generator. One 64-bit random number serves eight elements.
+    """
     words = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
     return (words.view(torch.uint8)[: x.numel()] >= dropped).view(x.shape)
 
@@ -19,10 +22,10 @@ def _(x: Tensor, dropped: int) -> Tensor:
 
 
 class Dropout(nn.Module):
-    """nn.Dropout, but on a CPU one random byte decides about each element.
+    """nn.Dropout, but on a CPU each element is decided by one random byte.
 
-    To draw a float32 for each took a sixth of a training step. The probability is then rounded to
-    a multiple of 1/256: p = 0.15 becomes 0.148.
+    Drawing a float32 per element took a sixth of the time of a training step. With a byte the
+    probability is rounded to a multiple of 1/256: p = 0.15 becomes 0.148.
     """
 
     def __init__(self, p: float) -> None:

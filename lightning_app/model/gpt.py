@@ -1,14 +1,17 @@
 """The network: the Qwen3 dense decoder, character ids in, logits out.
 
 Pre-norm RMSNorm (arXiv 1910.07467), rotary positions (2104.09864), RMS-normalised queries and keys
-(2302.05442), SwiGLU (2002.05202), grouped-query heads (2305.13245), no biases: today's standard
-block, which the library `transformers` knows by the name Qwen3, so `export` needs no custom code.
-The decoder itself is Algorithm 10 of *Formal Algorithms for Transformers* (2207.09238).
+(2302.05442), SwiGLU (2002.05202), grouped-query attention (2305.13245), no biases: today's standard
+block. The library `transformers` has it under the name Qwen3, so an exported network needs no
+custom code. The decoder as a whole is Algorithm 10 of *Formal Algorithms for Transformers*
+(2207.09238).
 
-Shapes: B rows, T characters, V symbols in the alphabet, D = n_embd.
+Shapes: B rows, T characters, S cached positions, V characters in the alphabet, D = n_embd.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn as nn
@@ -25,11 +28,13 @@ NORM_EPS = 1e-6
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The sizes of a network; raises UserError for sizes that cannot be built.
+    """The sizes of a network. Raises UserError for sizes that cannot be built.
 
-    `n_kv_head` None means one key/value head per query head; `mlp_size` None means 8/3 n_embd,
-    rounded down to a multiple of 64, which gives SwiGLU the parameters of a 4 n_embd MLP.
-    `rope_theta` sets the longest wavelength of the rotary positions, 2 pi rope_theta characters.
+    n_kv_head: Key/value heads; None means n_head.
+    mlp_size: Hidden width of the MLP; None means 8/3 n_embd, rounded down to a multiple of 64,
+        which gives SwiGLU as many parameters as an MLP of width 4 n_embd without a gate.
+    rope_theta: Base of the rotary positions; the longest wavelength is nearly 2 pi rope_theta
+        characters.
     """
 
     vocab_size: int
@@ -37,22 +42,22 @@ class GPTConfig:
     n_layer: int
     n_head: int
     n_embd: int
-    n_kv_head: int | None = None
-    mlp_size: int | None = None
+    # None is accepted for these two and replaced in __post_init__, so that readers get an int.
+    n_kv_head: int = None  # type: ignore[assignment]
+    mlp_size: int = None  # type: ignore[assignment]
     dropout: float = 0.0
     tie_embeddings: bool = False
     rope_theta: float = 500.0
 
     def __post_init__(self) -> None:
-        if self.n_kv_head is None:
-            object.__setattr__(self, "n_kv_head", self.n_head)
-        if self.mlp_size is None:
-            object.__setattr__(self, "mlp_size", max(64, self.n_embd * 8 // 3 // 64 * 64))
-        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "n_kv_head"):
+        derived = {"n_kv_head": self.n_head, "mlp_size": max(64, self.n_embd * 8 // 3 // 64 * 64)}
+        for name, size in derived.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, size)
+        sizes = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "n_kv_head", "mlp_size")
+        for name in sizes:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.mlp_size < 1:
-            raise UserError(f"mlp_size is {self.mlp_size}; it must be at least 1")
         if self.n_embd % (2 * self.n_head):
             raise UserError(
                 f"n_embd {self.n_embd} does not divide into n_head {self.n_head} heads of an even "
@@ -72,9 +77,15 @@ class GPTConfig:
     def head_dim(self) -> int:
         return self.n_embd // self.n_head
 
+    def cache_shape(self, batch_size: int) -> tuple[int, int, int, int, int]:
+        """(n_layer, B, n_kv_head, block_size, head_dim): the shape of a cache's keys or values."""
+        return (self.n_layer, batch_size, self.n_kv_head, self.block_size, self.head_dim)
+
     def flops_per_character(self) -> int:
-        """Training FLOPs a character: 6 a weight in matrix products, and attention's two products
-        over the whole window, forward and backward (PaLM's count, arXiv 2204.02311, appendix B).
+        """FLOPs of training on one character of a full window.
+
+        6 per weight of a matrix product, and for attention its two products over the whole window,
+        forward and backward; counted as in the PaLM paper (arXiv 2204.02311, appendix B).
         """
         d, kv = self.n_embd, self.n_kv_head * self.head_dim
         weights = self.n_layer * (2 * d * d + 2 * d * kv + 3 * d * self.mlp_size)
@@ -92,26 +103,12 @@ class RMSNorm(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions: turn each pair (x[i], x[i + head_dim / 2]) by its position's angle.
+    """Rotary positions: rotate each pair (x[i], x[i + head_dim / 2]) by its position's angle.
 
     x (B, heads, T, head_dim); cos, sin (T, head_dim / 2), or (B, 1, T, head_dim / 2).
     """
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
-
-
-@dataclass(frozen=True)
-class Positions:
-    """Where the characters of a call of `GPT.forward` stand in their texts.
-
-    Without a KV cache, `index` and `mask` are None: every row starts at position 0, and each
-    character sees those up to its own.
-    """
-
-    cos: Tensor  # (T, head_dim / 2), or (B, 1, T, head_dim / 2)
-    sin: Tensor
-    index: Tensor | None = None  # (B, T)
-    mask: Tensor | None = None  # (B, 1, T, S), True where a character sees a position
 
 
 class Attention(nn.Module):
@@ -126,16 +123,20 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(c.n_embd, c.n_embd, bias=False)
         self.q_norm, self.k_norm = RMSNorm(c.head_dim), RMSNorm(c.head_dim)
 
-    def forward(self, x: Tensor, at: Positions, cache: LayerCache | None = None) -> Tensor:
-        # Three parameters, so that Muon orthogonalises each apart; one product, which is faster.
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, cache: LayerCache | None = None
+    ) -> Tensor:
+        # Separate parameters, because Muon orthogonalises each by itself; one product is faster.
         weight = torch.cat((self.q_proj.weight, self.k_proj.weight, self.v_proj.weight))
         qkv = F.linear(x, weight).split(self.sizes, dim=-1)  # (B, T, heads * head_dim) each
         q, k, v = (z.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for z in qkv)
-        q = rotate(self.q_norm(q), at.cos, at.sin)  # (B, n_head, T, head_dim)
-        k = rotate(self.k_norm(k), at.cos, at.sin)  # (B, n_kv_head, T, head_dim)
-        if cache is not None and at.index is not None and at.mask is not None:
-            k, v = cache.append(k, v, at.index, at.mask.size(-1))  # (B, n_kv_head, S, head_dim)
-        y = attention(q, k, v, at.mask)  # (B, n_head, T, head_dim)
+        q = rotate(self.q_norm(q), cos, sin)  # (B, n_head, T, head_dim)
+        k = rotate(self.k_norm(k), cos, sin)  # (B, n_kv_head, T, head_dim)
+        mask = None
+        if cache is not None:
+            k, v = cache.append(k, v)  # (B, n_kv_head, S, head_dim)
+            mask = cache.mask
+        y = attention(q, k, v, mask)  # (B, n_head, T, head_dim)
         return self.o_proj(y.transpose(1, 2).flatten(2))  # (B, T, D)
 
 
@@ -149,7 +150,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         weight = torch.cat((self.gate_proj.weight, self.up_proj.weight))
         gate, up = F.linear(x, weight).chunk(2, dim=-1)  # (B, T, mlp_size) each
-        return self.down_proj(F.silu(gate) * up)
+        return self.down_proj(F.silu(gate) * up)  # (B, T, D)
 
 
 class Block(nn.Module):
@@ -159,80 +160,82 @@ class Block(nn.Module):
         self.mlp_norm, self.mlp = RMSNorm(c.n_embd), MLP(c)
         self.dropout = Dropout(c.dropout)
 
-    def forward(self, x: Tensor, at: Positions, cache: LayerCache | None = None) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), at, cache))
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, cache: LayerCache | None = None
+    ) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), cos, sin, cache))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
 
 class GPT(nn.Module):
+    cos: Tensor  # (block_size, head_dim / 2)
+    sin: Tensor
+
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         c = self.config = config
         self.embedding = nn.Embedding(c.vocab_size, c.n_embd)
         self.dropout = Dropout(c.dropout)
-        self.blocks = nn.ModuleList(Block(c) for _ in range(c.n_layer))
+        # mypy takes what an nn.ModuleList holds for any nn.Module
+        self.blocks = cast(Sequence[Block], nn.ModuleList(Block(c) for _ in range(c.n_layer)))
         self.norm = RMSNorm(c.n_embd)
         self.lm_head = nn.Linear(c.n_embd, c.vocab_size, bias=False)
         if c.tie_embeddings:
             self.lm_head.weight = self.embedding.weight
 
-        with torch.device("cpu"):  # real numbers also where weights are only shapes (meta)
+        with torch.device("cpu"):  # real values even while the weights are on the meta device
             frequencies = c.rope_theta ** (-torch.arange(0, c.head_dim, 2) / c.head_dim)
             angles = torch.outer(torch.arange(c.block_size), frequencies)
-        self.register_buffer("cos", angles.cos(), persistent=False)  # (block_size, head_dim / 2)
+        self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Start as the identity: every block adds nothing, and (untied) every logit is 0, so the
-        first loss is ln V. Other matrices keep nn.Linear's uniform(+-1/sqrt(fan_in))."""
+        """Every block starts as the identity. Untied, every logit starts at 0, so the first loss is
+        ln V. All other matrices keep nn.Linear's uniform(+-1/sqrt(fan_in))."""
         for block in self.blocks:
             nn.init.zeros_(block.attention.o_proj.weight)
             nn.init.zeros_(block.mlp.down_proj.weight)
-        if self.config.tie_embeddings:  # the same matrix makes the logits: keep them small
+        if self.config.tie_embeddings:  # this matrix also makes the logits: keep them small
             nn.init.normal_(self.embedding.weight, std=0.02)
         else:
             nn.init.normal_(self.embedding.weight, std=1.0)
             nn.init.zeros_(self.lm_head.weight)
 
     def forward(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Logits (B, T, V) of the character after each of `idx` (B, T), at most block_size in all.
+        """Logits (B, T, V) for the character after each of `idx` (B, T).
 
-        With a cache, row b's characters stand at positions cache.length[b] and on; their keys and
-        values are added to it, and its lengths grow by T. Raises UserError for a longer `idx`.
+        Without a cache, every row starts at position 0. With one, row b continues at position
+        cache.length[b]; its keys and values are added to the cache, and every length grows by T.
+        Raises UserError if T exceeds block_size.
         """
-        T, block_size = idx.size(1), self.config.block_size
+        T, block_size, device = idx.size(1), self.config.block_size, idx.device.type
         if block_size < T:
             raise UserError(
                 f"a window of {T:,} characters is longer than block_size {block_size:,}"
             )
-        at = self.positions(idx, cache)
-        layers = [None] * len(self.blocks) if cache is None else cache.layers
-        x = self.dropout(self.embedding(idx)).to(at.cos.dtype)  # (B, T, D)
+        layers: Sequence[LayerCache | None]
+        if cache is None:
+            layers = [None] * len(self.blocks)
+            cos, sin = self.cos[:T], self.sin[:T]  # (T, head_dim / 2)
+        else:
+            layers = caches = cache.layers(T)
+            positions = caches[0].positions[:, None]  # (B, 1, T)
+            cos, sin = self.cos[positions], self.sin[positions]  # (B, 1, T, head_dim / 2)
+        autocast = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if autocast else self.cos.dtype
+        cos, sin = cos.to(dtype), sin.to(dtype)
+
+        x = self.dropout(self.embedding(idx)).to(dtype)  # (B, T, D)
         for block, layer in zip(self.blocks, layers, strict=True):
-            x = block(x, at, layer)
+            x = block(x, cos, sin, layer)
         if cache is not None:
             cache.length += T
-        return self.lm_head(self.norm(x))
-
-    def positions(self, idx: Tensor, cache: KVCache | None) -> Positions:
-        """Where the characters of `idx` (B, T) stand, in the dtype of the products."""
-        T, device = idx.size(1), idx.device
-        autocast = torch.is_autocast_enabled(device.type)
-        dtype = torch.get_autocast_dtype(device.type) if autocast else self.cos.dtype
-        if cache is None:
-            return Positions(self.cos[:T].to(dtype), self.sin[:T].to(dtype))
-        index = cache.length[:, None] + torch.arange(T)  # (B, T)
-        index = index.clamp(max=self.config.block_size - 1).to(device)  # padding
-        span = torch.arange(int(cache.length.max()) + T, device=device)  # (S,)
-        cos, sin = self.cos[index][:, None], self.sin[index][:, None]
-        return Positions(cos.to(dtype), sin.to(dtype), index, span <= index[:, None, :, None])
+        return self.lm_head(self.norm(x))  # (B, T, V)
 
     def kv_cache(self, batch_size: int) -> KVCache:
         """An empty cache for `batch_size` rows of text."""
-        c = self.config
-        shape = (c.n_layer, batch_size, c.n_kv_head, c.block_size, c.head_dim)
-        return KVCache(shape, like=self.embedding.weight)
+        return KVCache(self.config.cache_shape(batch_size), like=self.embedding.weight)
 
     @torch.no_grad()
     def generate(
@@ -243,23 +246,28 @@ class GPT(nn.Module):
         top_k: int | None = None,
         uniform: Tensor | None = None,
     ) -> Tensor:
-        """`idx` (B, T) and max_new_tokens more ids a row, (B, T + max_new_tokens).
+        """`idx` (B, T), T at least 1, followed by max_new_tokens ids: (B, T + max_new_tokens).
 
-        The reference: short, without a cache. `uniform` (B, max_new_tokens) are the random numbers
-        in [0, 1) to draw with; torch's own without it. The faster way is
-        `lightning_app.generation`, which gives the same ids for the same numbers.
+        Temperature 0 always takes the most likely character. `uniform` (B, max_new_tokens) holds
+        the random numbers in [0, 1) to draw with, one per character; by default torch draws them.
+        Call in evaluation mode.
+
+        This is the short reference, without a cache. `lightning_app.generation` is faster, has more
+        sampling methods, and gives the same ids for the same random numbers.
         """
         if uniform is None:
-            uniform = torch.rand(len(idx), max_new_tokens, device=idx.device)
+            uniform = torch.rand(len(idx), max_new_tokens, dtype=torch.float64, device=idx.device)
+        if temperature == 0:
+            temperature, top_k = 1.0, 1
         for i in range(max_new_tokens):
             window = idx[:, -context_length(idx.size(1), self.config.block_size) :]
-            logits = self(window)[:, -1].double() / temperature  # (B, V)
-            if top_k is not None:
-                smallest = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]
-                logits = logits.masked_fill(logits < smallest, float("-inf"))
-            cumulated = logits.softmax(dim=-1).cumsum(dim=-1)
-            drawn = (cumulated > uniform[:, i : i + 1]).int().argmax(dim=-1, keepdim=True)  # (B, 1)
-            idx = torch.cat((idx, drawn), dim=1)
+            p = (self(window)[:, -1].double() / temperature).softmax(dim=-1)  # (B, V)
+            if top_k is not None:  # a stable sort: of equal ones, the lower id is first
+                others = p.argsort(dim=-1, descending=True, stable=True)[:, top_k:]
+                p = p.scatter(-1, others, 0.0)
+            cumulated = p.cumsum(dim=-1)
+            passed = cumulated > uniform[:, i : i + 1] * cumulated[:, -1:]
+            idx = torch.cat((idx, passed.int().argmax(dim=-1, keepdim=True)), dim=1)
         return idx
 
 

@@ -1,14 +1,17 @@
-"""Keys and values of the characters read so far, and how much of a long text the network sees."""
+"""The KV cache, and the rule for which part of a long text the network sees."""
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 
 def context_length(n: int, block_size: int) -> int:
-    """How many of a text's n characters the network sees.
+    """How many of the last characters of a text of n characters the network sees.
 
-    All of them up to block_size; when a text outgrows it, the older half of the context is dropped,
-    and again each time block_size is reached.
+    All n up to block_size. When a text grows past block_size, the older half of the context is
+    dropped, and again each time the context has grown back to block_size: with a cache, the rest is
+    then prefilled once per half block instead of once per character.
     """
     if n <= block_size:
         return n
@@ -16,30 +19,46 @@ def context_length(n: int, block_size: int) -> int:
     return n - -(-(n - block_size) // step) * step
 
 
+@dataclass(frozen=True)
 class LayerCache:
-    """One layer's keys and values: (B, n_kv_head, block_size, head_dim) each."""
+    """One layer's keys and values, and the positions that one call of `GPT.forward` uses."""
 
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        self.keys, self.values = keys, values
-        self.rows = torch.arange(len(keys), device=keys.device)[:, None]  # (B, 1)
+    keys: Tensor  # (B, n_kv_head, block_size, head_dim)
+    values: Tensor  # (B, n_kv_head, block_size, head_dim)
+    rows: Tensor  # (B, 1): 0, 1, ..., B - 1
+    positions: Tensor  # (B, T) of the new characters
+    mask: Tensor  # (B, 1, T, S), True where a new character may attend to a position
 
-    def append(self, k: Tensor, v: Tensor, positions: Tensor, span: int) -> tuple[Tensor, Tensor]:
-        """Write k, v (B, n_kv_head, T, head_dim) at `positions` (B, T); return the first `span`
-        positions of every row, (B, n_kv_head, span, head_dim) each."""
-        self.keys[self.rows, :, positions] = k.transpose(1, 2).to(self.keys.dtype)
-        self.values[self.rows, :, positions] = v.transpose(1, 2).to(self.values.dtype)
-        return self.keys[:, :, :span], self.values[:, :, :span]
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the new characters' k and v, (B, n_kv_head, T, head_dim) each; return the keys and
+        values of positions 0 to S - 1, (B, n_kv_head, S, head_dim) each."""
+        self.keys[self.rows, :, self.positions] = k.transpose(1, 2).to(self.keys.dtype)
+        self.values[self.rows, :, self.positions] = v.transpose(1, 2).to(self.values.dtype)
+        S = self.mask.size(-1)
+        return self.keys[:, :, :S], self.values[:, :, :S]
 
 
 class KVCache:
-    """The keys and values of B rows of text, each with a length of its own; see `GPT.kv_cache`.
+    """The keys and values of B rows of text, each row with its own length; see `GPT.kv_cache`.
 
-    Rows may differ in length: a row's padding lies at positions it has not reached, which its
-    queries cannot see, and is overwritten when the row gets there.
+    Rows of different lengths are padded on the right. Padding occupies positions after the end of
+    its row, which the row's queries are masked from; new characters overwrite it.
     """
 
     def __init__(self, shape: tuple[int, int, int, int, int], like: Tensor) -> None:
         """`shape` is (n_layer, B, n_kv_head, block_size, head_dim); dtype and device as `like`."""
         self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
-        self.layers = [LayerCache(k, v) for k, v in zip(self.keys, self.values, strict=True)]
-        self.length = torch.zeros(shape[1], dtype=torch.long)  # on the host: it steers slicing
+        self.rows = torch.arange(shape[1], device=like.device)[:, None]  # (B, 1)
+        self.length = torch.zeros(shape[1], dtype=torch.long)  # (B,), on the host: it sets shapes
+
+    def layers(self, T: int) -> list[LayerCache]:
+        """Each layer's cache for the next T characters of every row."""
+        device, block_size = self.keys.device, self.keys.size(3)
+        positions = self.length[:, None] + torch.arange(T)  # (B, T)
+        positions = positions.clamp(max=block_size - 1).to(device)  # only padding is out of range
+        S = int(self.length.max()) + T
+        mask = torch.arange(S, device=device) <= positions[:, None, :, None]  # (B, 1, T, S)
+        return [
+            LayerCache(keys, values, self.rows, positions, mask)
+            for keys, values in zip(self.keys, self.values, strict=True)
+        ]

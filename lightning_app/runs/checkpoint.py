@@ -24,7 +24,7 @@ from lightning_app.data.tokenizer import Tokenizer
 from lightning_app.errors import UserError
 from lightning_app.files import atomic_write
 from lightning_app.generation.generate import generate_text
-from lightning_app.generation.options import GenerateOptions
+from lightning_app.generation.sampling import GenerateOptions
 from lightning_app.model.gpt import GPT, GPTConfig
 
 CHECKPOINT_FORMAT = 2  # raise it when older programs could not read a file, or would read it wrong
@@ -203,7 +203,7 @@ class TrainedModel:
         seed gives the same text; without one each call gives another. Raises UserError for
         characters outside the alphabet.
         """
-        chosen = GenerateOptions(**self.generation).updated(**options)
+        chosen = GenerateOptions().updated(**self.generation).updated(**options)
         seed = secrets.randbelow(2**32) if seed is None else seed
         (text,) = generate_text(
             self.gpt, self.tokenizer, [prompt], chosen, seed, unigram=self.unigram

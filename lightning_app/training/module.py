@@ -21,7 +21,7 @@ from lightning_app.data.windows import random_keys
 from lightning_app.errors import UserError
 from lightning_app.evaluation.metrics import CharacterLoss, loss_metrics
 from lightning_app.generation.generate import generate_text
-from lightning_app.generation.options import GenerateOptions
+from lightning_app.generation.sampling import GenerateOptions
 from lightning_app.lightning_internals import batches_done
 from lightning_app.model.gpt import GPT, GPTConfig, loss_per_character
 from lightning_app.runs.checkpoint import (

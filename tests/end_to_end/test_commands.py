@@ -297,7 +297,7 @@ def test_help_teaches(command, capfd):
     if command == "fit":
         assert "Width of the network" in out
     if command == "predict":
-        assert "Below 1 is more careful" in out
+        assert "Below 1 gives more predictable text" in out
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)

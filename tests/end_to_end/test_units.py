@@ -12,7 +12,7 @@ from lightning_app.errors import UserError
 from lightning_app.evaluation.baselines import ids_to_bytes
 from lightning_app.export.transformers import export_transformers
 from lightning_app.generation.generate import generate_text
-from lightning_app.generation.options import GenerateOptions
+from lightning_app.generation.sampling import GenerateOptions
 from lightning_app.model.gpt import GPT, GPTConfig
 
 EVERY_BYTE = "".join(map(chr, range(256)))

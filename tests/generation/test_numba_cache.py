@@ -1,0 +1,94 @@
+"""Laws of the compiled code's cache, and the parts of numba that may move with an upgrade."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numba
+
+import lightning_app
+from lightning_app.generation import numba_cache
+from lightning_app.generation.numba_cache import SOURCES, CompileNotice, compiled, max_threads
+
+
+def test_numba_still_has_the_parts_used_here():
+    from numba.core.event import Listener, install_listener
+
+    assert issubclass(CompileNotice, Listener)
+    assert numba_cache.install_listener is install_listener
+    assert hasattr(numba.config, "CACHE_DIR")
+    assert max_threads() == numba.config.NUMBA_NUM_THREADS >= 1
+
+
+def test_the_cache_folder_of_other_code_stays_as_it_was():
+    @compiled()
+    def double(x):
+        return 2 * x
+
+    assert double(2) == 4
+    assert numba_cache.CACHE_FOLDER != numba.config.CACHE_DIR
+    cached = Path(double.stats.cache_path)
+    assert cached.parent == Path(numba_cache.CACHE_FOLDER)
+    assert os.environ.get("NUMBA_CACHE_DIR", "") == numba.config.CACHE_DIR
+
+
+def test_every_source_of_compiled_code_is_in_the_folders_name():
+    package = Path(lightning_app.__file__).parent
+    using = {p for p in package.rglob("*.py") if "import compiled\n" in p.read_text()}
+    assert using <= {package / name for name in SOURCES}
+
+
+def test_the_notice_appears_once_when_compiling_and_not_when_loading_or_running(capsys):
+    @numba.njit
+    def double(x):
+        return 2 * x
+
+    with CompileNotice("a moment").active():
+        double(1)
+        double(1.0)  # for another type: compiled again
+        assert capsys.readouterr().err == "a moment\n"
+
+    def kept():
+        @compiled()
+        def triple(x):
+            return 3 * x
+
+        return triple
+
+    kept()(1)  # kept on disk from here on
+    with CompileNotice("a moment").active():
+        double(3)
+        assert kept()(3) == 9
+        assert capsys.readouterr().err == ""
+
+
+DRAW = """
+import numpy as np
+from lightning_app.generation.cpu_kernels import draw_rows
+from lightning_app.generation.sampling import ARGMAX
+
+ids, seen = np.zeros(1, dtype=np.int64), np.zeros((1, 3), dtype=bool)
+logits = np.array([[0, 1, 2]], dtype=np.float32)
+draw_rows(logits, np.zeros(1), seen, (ARGMAX, 0.0, 1.0, 1.0), ids, 1)
+print(ids[0])
+"""
+
+
+def test_code_compiled_from_other_sources_is_not_used(tmp_path):
+    package = tmp_path / "lightning_app"
+    source = Path(__file__).parents[2] / package.name
+    shutil.copytree(source, package, ignore=shutil.ignore_patterns("__pycache__"))
+
+    def drawn() -> str:
+        command = [sys.executable, "-c", DRAW]
+        return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True).stdout
+
+    assert int(drawn()) == 2
+    # Not the file of draw_rows, whose compiled code contains it.
+    sampling = package / "generation" / "sampling.py"
+    before = sampling.read_text()
+    assert before.count("p[top] = 1\n") == 1
+    sampling.write_text(before.replace("p[top] = 1\n", "p[0] = 1\n"))
+    assert int(drawn()) == 0
