@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads would only wait on each other
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
+import logging
 import warnings
 from types import SimpleNamespace
 
@@ -21,7 +22,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest come first, so that the workers end at about the same time."""
-    items.sort(key=lambda item: item.path.stem not in ("test_processes", "test_cli"))
+    longest = ("test_processes", "test_commands", "test_fit", "test_cpu_engine")
+    items.sort(key=lambda item: [*longest, item.path.stem].index(item.path.stem))
 
 
 @pytest.fixture
@@ -39,12 +41,13 @@ def main(capfd):
 
     def call(*args: str) -> SimpleNamespace:
         capfd.readouterr()
-        with warnings.catch_warnings():  # a command silences all warnings of its process
+        with warnings.catch_warnings():  # a command turns off all warnings of its process
             code = cli.main([str(a) for a in args])
         out, err = capfd.readouterr()
         return SimpleNamespace(code=code, out=out, err=err)
 
-    return call
+    yield call
+    logging.disable(logging.NOTSET)  # a command turns off all messages below errors
 
 
 @pytest.fixture(scope="session")
