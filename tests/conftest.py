@@ -5,6 +5,8 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads would only wait on each other
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
+import logging
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -13,9 +15,15 @@ from lightning_app import cli
 from tests.helpers import CONFIG, main_py, sentences
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """With -n 2, files go to the workers in the order below, not those with most tests first."""
+    config.option.loadscopereorder = False
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files are shared between two workers, in this order: the longest first."""
-    items.sort(key=lambda item: item.path.stem not in ("test_processes", "test_cli"))
+    """The files that take longest come first, so that the workers end at about the same time."""
+    longest = ("test_processes", "test_commands", "test_fit", "test_cpu_engine")
+    items.sort(key=lambda item: [*longest, item.path.stem].index(item.path.stem))
 
 
 @pytest.fixture
@@ -33,11 +41,13 @@ def main(capfd):
 
     def call(*args: str) -> SimpleNamespace:
         capfd.readouterr()
-        code = cli.main([str(a) for a in args])
+        with warnings.catch_warnings():  # a command turns off all warnings of its process
+            code = cli.main([str(a) for a in args])
         out, err = capfd.readouterr()
         return SimpleNamespace(code=code, out=out, err=err)
 
-    return call
+    yield call
+    logging.disable(logging.NOTSET)  # a command turns off all messages below errors
 
 
 @pytest.fixture(scope="session")

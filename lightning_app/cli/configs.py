@@ -22,11 +22,24 @@ RENAMED_OPTIONS = {  # old name: new name
 }
 OLD_NAMES_END = "0.3"  # the version that removes this table
 GROUPS = ("data", "model", "optim", "schedule", "trainer", "generate")  # of options, in a config
-PROJECT_CONFIGS = Path(__file__).parent.parent.parent / "configs"
+
+
+def project_configs(package: Path) -> Path:
+    """The folder of the configs that come with the project: a wheel has it in the package, a
+    checkout (and so an editable installation) next to it."""
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+PROJECT_CONFIGS = project_configs(Path(__file__).parent.parent)
 
 
 def find_config(name: str) -> Path:
-    """A config by path, or by the bare name of a file in configs/; the path wins."""
+    """A config by path, or by the bare name of a file in ./configs or of one that comes with the
+    project. An existing path wins over a name, ./configs over the project's folder.
+
+    Raises UserError if there is none (it suggests a similar name) and for a URL.
+    """
     if "://" in name:
         raise UserError(f"--config {name} is a URL; download the file, read it, and give its path")
     candidates = [Path(name)]
@@ -43,6 +56,7 @@ def find_config(name: str) -> Path:
 
 
 def shipped_configs() -> list[Path]:
+    """The config files that come with the project."""
     return sorted(PROJECT_CONFIGS.glob("*.yaml"))
 
 
