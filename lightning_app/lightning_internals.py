@@ -20,20 +20,22 @@ def just_stepped(trainer: "Trainer") -> bool:
 
 def validates_now(trainer: "Trainer") -> bool:
     """Whether validation follows the batch that ends now: last.ckpt is then saved after it."""
-    loop = trainer.fit_loop.epoch_loop
-    return loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+    fetcher = trainer.fit_loop._data_fetcher
+    assert fetcher is not None  # while fitting
+    return trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
 
 
 def batches_done(trainer: "Trainer") -> int:
     """How many training micro-batches this run has processed, in all its epochs and calls: restored
     from a checkpoint before the first batch is fetched. (`completed` is one behind.)"""
-    return trainer.fit_loop.epoch_loop.batch_progress.total.processed
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress  # typed as a counter without them
+    return progress.total.processed
 
 
 def batches_before_epoch(trainer: "Trainer") -> int:
     """How many micro-batches were processed in the epochs before the one that comes next."""
-    progress = trainer.fit_loop.epoch_loop.batch_progress
-    epoch = trainer.fit_loop.epoch_progress.current
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress
+    epoch: Any = trainer.fit_loop.epoch_progress.current
     if epoch.processed == epoch.ready:  # the last epoch is over
         return progress.total.processed
     return progress.total.processed - progress.current.processed

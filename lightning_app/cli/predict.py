@@ -7,7 +7,7 @@ import secrets
 import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jsonargparse.typing import NonNegativeInt, PositiveInt
@@ -132,7 +132,9 @@ def read_prompts(config: Any) -> list[str]:
     except UnicodeDecodeError as error:
         raise UserError(f"--prompt_file {name} is not UTF-8 at offset {error.start}") from None
     except OSError as error:
-        raise UserError(f"--prompt_file {name}: {error.strerror.lower()}; check the path") from None
+        raise UserError(
+            f"--prompt_file {name}: {(error.strerror or str(error)).lower()}; check the path"
+        ) from None
     if not config.prompt_lines:
         return [text]
     lines = text.split("\n")
@@ -185,7 +187,7 @@ def write(
         show,
         weights,
     )
-    texts = []
+    texts: list[str] = []
     for start, text in zip(starts, completed, strict=True):
         if several:
             sys.stdout.write(f"\n{SEPARATOR}\n" * bool(texts) + start + text)
@@ -237,7 +239,7 @@ def predict_with_trainer(
     seed: int,
 ) -> list[str]:
     """The same texts by `trainer.predict`, for its devices and precisions."""
-    from torch.utils.data import DataLoader
+    from torch.utils.data import DataLoader, Dataset
 
     from lightning_app.cli.trainer_flags import make_trainer
     from lightning_app.training.module import CharGPT
@@ -253,7 +255,11 @@ def predict_with_trainer(
     trainer = make_trainer(dict(parser.instantiate_classes(config).trainer))
     if trainer.world_size > 1:
         raise UserError("predict writes on one device; use --trainer.devices 1")
-    loader = DataLoader(prompts, batch_size=len(prompts), collate_fn=list)
+    loader: DataLoader[str] = DataLoader(
+        cast("Dataset[str]", prompts),  # a list is one
+        batch_size=len(prompts),
+        collate_fn=list,
+    )
     predictions = trainer.predict(model, dataloaders=loader)
     if not predictions:
         raise UserError("--trainer.limit_predict_batches leaves nothing to write; leave it out")

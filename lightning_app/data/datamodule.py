@@ -185,23 +185,23 @@ class CharDataModule(L.LightningDataModule):
         replacer = None
         if self.replace_names:
             replacer = NameReplacer(ids, self.alphabet, self.unit, self.replace_names, self.seed)
-        length: int | None = batches_per_pass(stream)
+        length = batches_per_pass(stream)
         if trainer is None:
             return TrainBatches(ids, stream, 0, self.window_schedule, -1, length, replacer=replacer)
-        if trainer.check_val_every_n_epoch is None:  # it counts steps, not epochs
-            length = None
-        elif trainer.max_steps > 0:
+        endless = trainer.check_val_every_n_epoch is None  # it counts steps, not epochs
+        if not endless and trainer.max_steps > 0:
             rest = trainer.max_steps * stream.accumulate - batches_before_epoch(trainer)
             length = max(1, min(length, rest))
+        overfit: float = getattr(trainer, "overfit_batches", 0.0)
         return TrainBatches(
             ids,
             stream,
             trainer.global_rank,
             self.window_schedule,
             trainer.max_steps,
-            length,
+            None if endless else length,
             lambda: batches_done(trainer),
-            int(trainer.overfit_batches) if trainer.overfit_batches >= 1 else None,
+            int(overfit) if overfit >= 1 else None,
             replacer,
         )
 

@@ -11,6 +11,7 @@ import pickletools
 import secrets
 import shutil
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -156,11 +157,12 @@ def check_archive(path: Path) -> None:
             raise ValueError("it has no single description of its contents")
         for opcode, argument, _ in pickletools.genops(archive.read(pickles[0])):
             if opcode.name == "GLOBAL":
-                module, name = argument.split(" ")
+                named = str(argument)
+                module, name = named.split(" ")
                 if module == "torch" and name.endswith("Storage"):
                     continue
-                if argument not in ALLOWED_GLOBALS:
-                    raise ValueError(f"it names {argument[:60]!r}")
+                if named not in ALLOWED_GLOBALS:
+                    raise ValueError(f"it names {named[:60]!r}")
             elif opcode.name in FORBIDDEN_OPCODES:
                 raise ValueError(f"it uses {opcode.name}")
         if (broken := archive.testzip()) is not None:
@@ -215,7 +217,13 @@ class SkipInit(TorchFunctionMode):
     """Leaves new weights as they are: to fill them on the meta device, PyTorch would import its
     compiler, which takes a second."""
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         if getattr(function, "__module__", "") == "torch.nn.init":
             return (kwargs or {}).get("tensor", args[0] if args else None)
         return function(*args, **(kwargs or {}))

@@ -44,7 +44,7 @@ Options = TypeVar("Options", OptimOptions, ScheduleOptions, GenerateOptions)
 
 def as_options(kind: type[Options], given: Options | dict[str, Any] | None) -> Options:
     """Options as an object; a checkpoint keeps them as a dict."""
-    return given if isinstance(given, kind) else kind(**(given or {}))
+    return kind(**given) if isinstance(given, dict) else given or kind()
 
 
 class CharGPT(L.LightningModule):
@@ -254,7 +254,8 @@ class CharGPT(L.LightningModule):
     def is_log_step(self, step: int) -> bool:
         """Whether training is logged after so many steps."""
         last = 0 < self.trainer.max_steps <= step
-        return last or (step > 0 and step % self.trainer.log_every_n_steps == 0)
+        interval: int = getattr(self.trainer, "log_every_n_steps", 0)  # set by its connectors
+        return last or (interval > 0 and step % interval == 0)
 
     def check_finite(self, step: int) -> None:
         """Raises UserError when the last loss is not a finite number."""

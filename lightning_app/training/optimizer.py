@@ -8,7 +8,7 @@ nearest orthogonal matrix. It suits the blocks' matrices; embedding, head and ga
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from jsonargparse.typing import (
@@ -26,7 +26,9 @@ from lightning_app.training.schedules import (
 )
 
 if TYPE_CHECKING:
-    Memory = Rate = Decay = float
+    Memory: TypeAlias = float
+    Rate: TypeAlias = float
+    Decay: TypeAlias = float
 else:  # what the command line accepts
     Memory = restricted_number_type("Memory", float, [(">=", 0), ("<", 1)])
     Rate = restricted_number_type("Rate", float, [(">", 0), ("<", math.inf)])
@@ -129,7 +131,7 @@ class MuonAdamW(torch.optim.Optimizer):
 def parameter_groups(gpt: GPT, options: OptimOptions) -> list[dict[str, Any]]:
     """Every parameter in exactly one group: the blocks' matrices, and the rest (embedding, head and
     gains; the head's matrix decays), at the rates of a first step without warmup."""
-    matrices = [p for p in gpt.blocks.parameters() if p.ndim == 2]
+    matrices = [p for block in gpt.blocks for p in block.parameters() if p.ndim == 2]
     head = [] if gpt.config.tie_embeddings else [gpt.lm_head.weight]
     taken = {id(p) for p in matrices + head}
     rest = [p for p in gpt.parameters() if id(p) not in taken]
@@ -143,7 +145,7 @@ def parameter_groups(gpt: GPT, options: OptimOptions) -> list[dict[str, Any]]:
     decay = {"first_decay": options.weight_decay}
     decay["final_decay"] = options.weight_decay if final is None else final
     spared = {"first_decay": 0.0, "final_decay": 0.0}
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"name": "blocks", "params": matrices, **matrix, **decay},
         {"name": "head", "params": head, **adam, **decay},
         {"name": "embedding_and_gains", "params": rest, **adam, **spared},

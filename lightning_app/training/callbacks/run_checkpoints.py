@@ -74,7 +74,7 @@ class RunCheckpoints(Checkpoint):
         if trainer.state.fn != TrainerFn.FITTING or dev_run(trainer):
             return
         loss = pl_module.eval_metrics["val/loss"]
-        stops = [c for c in trainer.callbacks if isinstance(c, EarlyStopping)]
+        stops = [c for c in trainer.early_stopping_callbacks if isinstance(c, EarlyStopping)]
         self.stopped_early = any(c.stopped_epoch or c.wait_count >= c.patience for c in stops)
         if not self.best or loss < self.best["loss"]:
             self.best = {"loss": loss, "step": trainer.global_step}
@@ -105,7 +105,9 @@ class RunCheckpoints(Checkpoint):
     def save(self, trainer: Trainer, name: str) -> None:
         if dev_run(trainer):
             return
-        trainer.lightning_module.check_finite(trainer.global_step)  # never save over good weights
+        model = trainer.lightning_module
+        assert isinstance(model, CharGPT)
+        model.check_finite(trainer.global_step)  # never save over good weights
         began = time.perf_counter()
         if name == "last":
             self.saved_step = trainer.global_step
