@@ -180,7 +180,7 @@ def test_a_class_that_is_not_there_and_its_options_are_named(parser):
     assert line == "--device.speed is slower; give 'slow', 'fast'"
     line = error_line(parser, "--device", path, "--device.sped", "slow")
     assert line == "there is no option --device.sped"
-    device = parser.instantiate_classes(
+    device = parser.instantiate(
         parser.parse_args(["--device", path, "--device.speed", "fast", "--device.config", "x"])
     ).device
     assert (device.speed, device.config) == ("fast", "x")

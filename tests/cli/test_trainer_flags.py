@@ -92,7 +92,7 @@ def test_other_flags_are_refused_with_a_remedy(flags, words):
 def parsed(*args: str) -> Namespace:
     parser = Parser(prog="main.py try")
     add_trainer_flags(parser)
-    return parser.instantiate_classes(parser.parse_args(args)).trainer
+    return parser.instantiate(parser.parse_args(args)).trainer
 
 
 def test_evaluation_has_defaults_of_its_own_which_flags_override():
