@@ -72,13 +72,13 @@ def test_after_an_error_the_old_content_is_there_and_nothing_else(tmp_path, erro
 def test_after_a_kill_the_old_content_is_there_and_the_next_write_succeeds(tmp_path):
     path = tmp_path / "file"
     write(path, b"old")
-    killed = in_another_process(
+    with in_another_process(
         "import os, sys; from pathlib import Path; from lightning_app.files import atomic_write\n"
         "with atomic_write(Path(sys.argv[1])) as file:\n"
         "    file.write(b'incomplete'); file.flush(); os._exit(9)",
         path,
-    )
-    assert killed.wait(60) == 9
+    ) as killed:
+        assert killed.wait(60) == 9
     assert path.read_bytes() == b"old"
     write(path, b"new")
     assert path.read_bytes() == b"new"
@@ -161,17 +161,16 @@ def test_an_unwritable_folder_is_an_error_that_names_it(tmp_path, monkeypatch):
 
 def test_a_lock_is_released_when_its_holder_dies(tmp_path):
     path = tmp_path / "folder" / "lock"
-    holder = in_another_process(
+    with in_another_process(
         "import sys, time; from pathlib import Path; from lightning_app.files import lock_file\n"
         "with lock_file(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)",
         path,
-    )
-    assert holder.stdout.readline() == "held\n"
-    lock = lock_file(path)
-    with pytest.raises(TimeoutError):
-        lock.acquire(timeout=0)
-    holder.kill()
-    holder.wait(60)
+    ) as holder:
+        assert holder.stdout.readline() == "held\n"
+        lock = lock_file(path)
+        with pytest.raises(TimeoutError):
+            lock.acquire(timeout=0)
+        holder.kill()
     lock.acquire(timeout=10)
     lock.release()
 

@@ -69,7 +69,7 @@ def main(argv: list[str]) -> int:
     parser = EvaluateParser(command)
     config = parser.parse_args(rest)
     run = load_run(config, configs)
-    init = parser.instantiate_classes(config)
+    init = parser.instantiate(config)
     given = {name: value for name, value in config.data.items() if value is not None}
     block_size = given.get("block_size", run.trained.gpt.config.block_size)
     data = rebuild_data(run.trained, given, stride(config.evaluate, config.stride, block_size))

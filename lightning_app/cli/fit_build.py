@@ -49,7 +49,7 @@ class Job:
 
 def build(request: FitRequest, start: Start, source: TrainedModel | None) -> Job:
     """Build the job; `source` is the network that a new run begins with. Raises UserError."""
-    config = request.parser.instantiate_classes(request.config)
+    config = request.parser.instantiate(request.config)
     data = CharDataModule(**config.data, seed=config.seed_everything)
     data.check_train_split()
     data.eval_batches("val")  # raises where the validation split is empty

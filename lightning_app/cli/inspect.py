@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
     known = config_group(configs, "data")
     parser.set_defaults({f"data.{k}": known[k] for k in TextSource.names() if k in known})
     config = parser.parse_args(rest)
-    source = parser.instantiate_classes(config).data
+    source = parser.instantiate(config).data
     seen = inspect_text(source.read(), config.baselines)
     print(json.dumps(asdict(seen)) if config.json else "\n".join(inspection_lines(seen)))
     return 0

@@ -252,7 +252,7 @@ def predict_with_trainer(
         num_samples=config.num_samples,
         gpt=trained.gpt,
     )
-    trainer = make_trainer(dict(parser.instantiate_classes(config).trainer))
+    trainer = make_trainer(dict(parser.instantiate(config).trainer))
     if trainer.world_size > 1:
         raise UserError("predict writes on one device; use --trainer.devices 1")
     loader: DataLoader[str] = DataLoader(
