@@ -80,7 +80,10 @@ class CharDataModule(L.LightningDataModule):
         self.eval_stride = eval_stride or block_size
         self.given_alphabet = alphabet
         self._split_text: SplitText | None = None
-        self._id_map: NDArray[np.int64] | None = None
+        self._id_map: NDArray[np.int64] | None = (
+            None  # the given alphabet's id of each of the text's
+        )
+        self._counts: list[int] | None = None
 
     # The text
 
@@ -136,7 +139,9 @@ class CharDataModule(L.LightningDataModule):
 
     def counts(self) -> list[int]:
         """How often each character occurs in the training split, (V,): the unigram model."""
-        return count_ids(self.ids("train"), len(self.alphabet)).tolist()
+        if self._counts is None:
+            self._counts = count_ids(self.ids("train"), len(self.alphabet)).tolist()
+        return self._counts
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps, to find and to recognise the same data again."""
