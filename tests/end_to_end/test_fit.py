@@ -160,7 +160,7 @@ def test_another_runs_checkpoint_does_not_overwrite_a_run(folder, main):
     before = (folder / "logs/one/checkpoints/last.ckpt").read_bytes()
     on = ("fit", "--config", "tiny.yaml", "--trainer.max_steps", 30)
     on += ("--ckpt_path", "logs/other/checkpoints/last.ckpt")
-    is_error(main(*on, "--run", "one"), "run one has checkpoints of its own", "--run OTHER")
+    is_error(main(*on, "--run", "one"), "run one already has checkpoints", "--run OTHER")
     assert main(*on, "--run", "one", "--trainer.fast_dev_run", "true").code == 0
     assert (folder / "logs/one/checkpoints/last.ckpt").read_bytes() == before
     done = main(*on, "--run", "third")
