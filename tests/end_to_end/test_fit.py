@@ -190,7 +190,7 @@ def test_each_call_has_the_time_that_max_time_gives(folder, main):
         done = main(*fit)
         assert done.code == 0, done.err
         assert "of 1,000,000 steps" in done.out
-        assert "the same command continues" in done.out
+        assert "the same command resumes it" in done.out
         steps.append(checkpoint(folder, "tiny")["lightning_app"]["step"])
     assert 0 < steps[1] < steps[2]
 

@@ -14,13 +14,13 @@ README = (MAIN.parent / "README.md").read_text(encoding="utf-8")
 
 
 def readme_commands() -> list[str]:
-    """The command lines of main.py in code blocks and between backticks, without `python main.py`."""
+    """What follows `main.py` in code blocks and between backticks."""
     text = README.replace("\\\n", " ")
     blocks = re.findall(r"^```\w*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     lines = [line.split("  #")[0] for block in blocks for line in block.splitlines()]
     prose = re.sub(r"^```\w*\n.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
     lines += [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose)]
-    found = (re.search(r"(?:^|\s)main\.py (.*)", line) for line in lines)
+    found = (re.search(r"(?:^|\s)main\.py (\S.*)", line) for line in lines)
     return list(dict.fromkeys(match[1].strip() for match in found if match))
 
 
