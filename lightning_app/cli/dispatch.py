@@ -78,7 +78,7 @@ def dispatch(argv: list[str]) -> int:
 
 
 def set_up_process() -> None:
-    """Settings of the whole process: UTF-8 output, no warnings, no code from checkpoints."""
+    """Settings of this process: UTF-8 output, no warnings, no code from checkpoints."""
     os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")  # torch.load reads data, never code
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed before the start, as a service may do

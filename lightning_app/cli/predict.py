@@ -40,7 +40,11 @@ def make_parser(with_trainer_flags: bool = False) -> Parser:
     add("--prompt_file", type=str | None, help="UTF-8 file with the prompt; - is standard input.")
     add("--prompt_lines", type=bool, default=False, help="Each line of the file is a prompt.")
     add("--num_samples", type=PositiveInt, default=1, help="Texts for each prompt.")
-    add("--seed_everything", type=NonNegativeInt | None, help="The same seed gives the same text.")
+    add(
+        "--seed_everything",
+        type=NonNegativeInt | None,
+        help="The same seed gives the same text (default: random, and printed).",
+    )
     add(
         "--check_overlap",
         type=bool,

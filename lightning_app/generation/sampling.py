@@ -101,10 +101,9 @@ class GenerateOptions:
         """
         for name, lowest, highest in RANGES:
             value = getattr(self, name)
-            whole = name in WHOLE_NUMBERS
-            types = (int,) if whole else (int, float)
+            types = (int,) if name in WHOLE_NUMBERS else (int, float)
             if value is not None and not (isinstance(value, types) and lowest <= value <= highest):
-                what = "a whole number" if whole else "a number"
+                what = "a number" if float in types else "a whole number"
                 limit = (
                     f"from {lowest:g} to {highest:g}" if highest < inf else f"{lowest:g} or more"
                 )

@@ -252,6 +252,22 @@ def test_predict_takes_the_configs_generate_group(trained, main, monkeypatch):
     assert other.code == 0
 
 
+@pytest.mark.parametrize(
+    ("group", "words"),
+    [
+        ("{temperature: hot}", ["temperature is 'hot'"]),
+        ("{max_new_tokens: 1.5}", ["max_new_tokens is 1.5", "whole number"]),
+        ("{top_kk: 3}", ["no option top_kk", "top_k"]),
+    ],
+)
+def test_predict_refuses_wrong_values_in_a_configs_generate_group(
+    trained, main, monkeypatch, tmp_path, group, words
+):
+    monkeypatch.chdir(trained.folder)
+    (tmp_path / "wrong.yaml").write_text(f"generate: {group}\n")
+    is_error(main("predict", "--config", tmp_path / "wrong.yaml", "--run", "tiny"), *words)
+
+
 def test_the_same_config_serves_every_command(trained, main, monkeypatch, tmp_path):
     monkeypatch.chdir(trained.folder)
     for command in ("validate", "test", "predict"):

@@ -69,7 +69,7 @@ class RunCheckpoints(Checkpoint):
         if trainer.global_step >= trainer.max_steps:
             trainer.should_stop = True  # makes Lightning validate at the end
         if just_stepped(trainer) and not validates_now(trainer):
-            self.save_last_if_due(trainer)
+            self.save_last_if_due(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: CharGPT) -> None:  # type: ignore[override]
         if trainer.state.fn != TrainerFn.FITTING or dev_run(trainer):
@@ -79,12 +79,14 @@ class RunCheckpoints(Checkpoint):
         self.stopped_early = any(c.stopped_epoch or c.wait_count >= c.patience for c in stops)
         if not self.best or loss < self.best["loss"]:
             self.best = {"loss": loss, "step": trainer.global_step}
-            self.save(trainer, "best")
+            self.save(trainer, pl_module, "best")
         if just_stepped(trainer):
             ends = trainer.global_step >= trainer.max_steps or self.stopped_early
-            self.save_last_if_due(trainer, force=ends)
+            self.save_last_if_due(trainer, pl_module, force=ends)
 
-    def save_last_if_due(self, trainer: Trainer, force: bool = False) -> None:
+    def save_last_if_due(
+        self, trainer: Trainer, pl_module: LightningModule, force: bool = False
+    ) -> None:
         """Save last.ckpt if it is time, or if a signal was received; then raise Interrupted."""
         every = self.every_seconds
         if every is None:
@@ -96,21 +98,20 @@ class RunCheckpoints(Checkpoint):
             by_time = trainer.strategy.broadcast(by_time)
             asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
         if force or asked or by_steps or (by_time and not self.every_steps):
-            self.save(trainer, "last")
+            self.save(trainer, pl_module, "last")
         if asked:
             raise Interrupted(self.signals.received or signal.SIGTERM)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.saved_step != trainer.global_step and not dev_run(trainer):
-            self.save(trainer, "last")  # stopped by max_time or a user's callback
+            self.save(trainer, pl_module, "last")  # stopped by max_time or a user's callback
 
-    def save(self, trainer: Trainer, name: str) -> None:
+    def save(self, trainer: Trainer, pl_module: LightningModule, name: str) -> None:
         """Save NAME.ckpt. Raises UserError if the last loss is not finite."""
         if dev_run(trainer):
             return
-        model = trainer.lightning_module
-        assert isinstance(model, CharGPT)
-        model.check_finite(trainer.global_step)  # keeps the checkpoint with good weights
+        assert isinstance(pl_module, CharGPT)
+        pl_module.check_finite(trainer.global_step)  # keeps the checkpoint with good weights
         began = time.perf_counter()
         if name == "last":
             self.saved_step = trainer.global_step
