@@ -1,4 +1,4 @@
-"""Kills a run at random moments, fills its disk and damages its files: nothing may be lost.
+"""Kills a run at random moments, fills its disk and damages its files; its result must not change.
 
     python benchmarks/soak.py [--kills 50] [--seed 1]
 

@@ -3,8 +3,8 @@
     python benchmarks/texts.py [--trainer.max_steps N ...]
 
 Trains configs/ten_minutes.yaml (ten minutes on two CPU cores) on the default corpus and on the
-standard library of this Python (its .py files except tests, sorted by path, whole files held out).
-For each, prints the table of `validate`, which has PPMd and other baselines in it, and the table of
+standard library of this Python (its .py files except tests, sorted by path; complete files are held
+out). For each, prints the table of `validate`, which includes PPMd and other baselines, and that of
 dynamic evaluation, in which the network is trained on the text it has just scored, as PPMd is.
 """
 

@@ -1,9 +1,9 @@
-"""What smaller weights cost: the loss of the text engine itself, character by character.
+"""The loss with smaller weight formats, measured on the engine that generates text on a CPU.
 
     python benchmarks/weights.py logs/gpt_char/checkpoints/best.ckpt [--windows 64]
 
-Windows of the validation split, spread over it, each read by `cpu_engine.CPUEngine` from its first
-character to its last, with the weights of each kind; one row at a time and all rows at once.
+Windows that are spread over the validation split are read character by character by
+`cpu_engine.CPUEngine`, with weights of each format; one row at a time and all rows at once.
 """
 
 import argparse

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lightning_app.training.optimizer import OptimOptions
     from lightning_app.training.schedules import ScheduleOptions
 
-HOMES = {
+MODULES = {  # public name: its module
     "CharDataModule": "data.datamodule",
     "CharGPT": "training.module",
     "GPT": "model.gpt",
@@ -48,9 +48,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:  # PEP 562
-    if name not in HOMES:
+    if name not in MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

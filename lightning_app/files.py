@@ -14,10 +14,11 @@ from lightning_app.errors import UserError
 
 
 def lock_file(path: Path) -> FileLock:
-    """A lock at `path`, not yet acquired; the operating system releases it when its holder dies.
+    """A lock at `path`, not yet acquired; the operating system releases it when the process that
+    holds it ends.
 
-    Raises OSError where the file cannot be created. (FileLock alone would wait for ever on some
-    systems.)
+    Raises OSError if the file cannot be created; on some systems FileLock alone would then wait
+    forever.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
@@ -52,8 +53,8 @@ def atomic_write(path: Path, previous: Path | None = None) -> Iterator[IO[Any]]:
 def temporary_folder(path: Path) -> Iterator[Path]:
     """An empty folder `path`.part, deleted on exit; rename it, or files in it, before that.
 
-    The caller must hold a lock: an existing folder of this name is taken for the remains of a
-    process that was killed, and is deleted.
+    The caller must hold a lock: an existing folder of this name is deleted, because only a process
+    that was killed can have left it.
     """
     temporary = path.with_name(f"{path.name}.part")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -68,7 +69,7 @@ def temporary_folder(path: Path) -> Iterator[Path]:
 def locked_temporary_folder(name: str, parent: Path) -> Iterator[Path]:
     """An empty folder in which one process at a time prepares `name`, to be renamed into `parent`.
 
-    Raises UserError where `parent` cannot be written.
+    Raises UserError if `parent` cannot be written.
     """
     try:
         with (
@@ -96,8 +97,8 @@ def check_readable(file: Path) -> Path:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` survive a power failure. Windows cannot open a folder, and does not
-    need this."""
+    """Write the entries of `folder` to disk, so that renames in it survive a power failure. Windows
+    cannot open a folder, and does not need this."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         os.fsync(descriptor)

@@ -13,7 +13,7 @@ from lightning_app.errors import UserError
 # Constants of seconds_per_flop, fitted to measured times of compiled training steps.
 CPU_MATMUL_EFFICIENCY = 0.95  # of the matmul rate that 1024 x 1024 matrices reach
 GPU_EFFICIENCY = 0.45  # of the matmul rate that 4096 x 4096 matrices reach, everything included
-CPU_ELEMENTWISE_SECONDS = 5e-10  # per FLOP and 1 / width; three CPUs differed little
+CPU_ELEMENTWISE_SECONDS = 5e-10  # per FLOP, times width; nearly equal on three CPUs
 
 
 def multiplies_bf16(accelerator: str) -> bool:
@@ -46,7 +46,9 @@ def choose_accelerator(flag: str) -> str:
         return "mps"
     if flag in ("auto", "cpu"):
         return "cpu"
-    raise UserError(f"--trainer.accelerator {flag}: torch finds none here; use auto or cpu")
+    raise UserError(
+        f"--trainer.accelerator {flag}: torch finds no such device here; use auto or cpu"
+    )
 
 
 def can_compile(accelerator: str) -> bool:

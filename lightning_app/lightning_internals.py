@@ -1,4 +1,4 @@
-"""Every use of Lightning's private attributes, each with its reason; tested one by one.
+"""Every use of Lightning's private attributes, each with its reason and its own test.
 
 Nothing here imports Lightning, so that lower layers may use it.
 """
@@ -19,16 +19,17 @@ def just_stepped(trainer: "Trainer") -> bool:
 
 
 def validates_now(trainer: "Trainer") -> bool:
-    """Whether validation follows the batch that ends now: last.ckpt is then saved after it."""
+    """Whether validation follows the batch that ends now. If so, last.ckpt is saved after it."""
     fetcher = trainer.fit_loop._data_fetcher
     assert fetcher is not None  # while fitting
     return trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
 
 
 def batches_done(trainer: "Trainer") -> int:
-    """How many training micro-batches this run has processed, in all its epochs and calls: restored
-    from a checkpoint before the first batch is fetched. (`completed` is one behind.)"""
-    progress: Any = trainer.fit_loop.epoch_loop.batch_progress  # typed as a counter without them
+    """How many training micro-batches this run has processed, in all epochs and calls of `fit`. It
+    is restored from a checkpoint before the first batch is fetched. (The counter `completed` is one
+    less at that time.)"""
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress  # its type hint lacks `total`
     return progress.total.processed
 
 
@@ -42,18 +43,20 @@ def batches_before_epoch(trainer: "Trainer") -> int:
 
 
 def processed_batches(checkpoint: dict[str, Any]) -> int:
-    """How many micro-batches a checkpoint's run had processed. Raises KeyError or TypeError."""
+    """How many micro-batches the run of a checkpoint had processed. Raises KeyError or TypeError if
+    the checkpoint is damaged."""
     return checkpoint["loops"]["fit_loop"][PROGRESS]["total"]["processed"]
 
 
 def set_processed_batches(checkpoint: dict[str, Any], count: int) -> None:
-    """Count what was done in micro-batches of another size."""
+    """Set a checkpoint's counters of processed micro-batches to `count`, for a run that is resumed
+    with micro-batches of another size."""
     progress = checkpoint["loops"]["fit_loop"][PROGRESS]
     for counters in (progress["total"], progress["current"]):
         counters.update(dict.fromkeys(counters, count))
 
 
 def spread_data_over_processes(strategy: "ModelParallelStrategy") -> None:
-    """Make every process of the strategy read its own data: "auto" takes the processes of one
-    machine alone."""
+    """Make every process of the strategy read its own data: Lightning's default counts only the
+    processes of one machine."""
     strategy._data_parallel_size = strategy.num_nodes * strategy.num_processes

@@ -90,7 +90,7 @@ def test_the_accelerator_is_the_one_asked_for_or_the_best_or_an_error(
         if flag in chosen:
             assert choose_accelerator(flag) == chosen[flag]
         else:
-            with pytest.raises(UserError, match=f"{flag}: torch finds none here"):
+            with pytest.raises(UserError, match=f"{flag}: torch finds no such device here"):
                 choose_accelerator(flag)
 
 

@@ -1,4 +1,4 @@
-"""The command line: one file a command; `main` runs one."""
+"""The command line: one file per command; `main` runs one of them."""
 
 from lightning_app.cli.dispatch import main
 

@@ -1,4 +1,4 @@
-"""Config files: found by path or name, read, merged; options that have been renamed."""
+"""Config files: finding them by path or name, reading and merging them; renamed options."""
 
 import copy
 import difflib
@@ -36,7 +36,7 @@ PROJECT_CONFIGS = project_configs(Path(__file__).parent.parent)
 
 def find_config(name: str) -> Path:
     """A config by path, or by the bare name of a file in ./configs or of one that comes with the
-    project. An existing path wins over a name, ./configs over the project's folder.
+    project. An existing path takes precedence over a name, ./configs over the project's folder.
 
     Raises UserError if there is none (it suggests a similar name) and for a URL.
     """
@@ -144,7 +144,7 @@ def read_config(path: Path) -> tuple[dict[str, Any], list[str]]:
     try:
         text = path.read_text(encoding="utf-8")
         values = get_loader("yaml")(text) or {}  # as the parser reads it: 1e-3 is a number
-        if isinstance(values, str):  # it takes a lone `data:` for a text
+        if isinstance(values, str):  # the loader reads a single line `data:` as a string
             values = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
@@ -188,7 +188,7 @@ def config_arguments(paths: list[Path]) -> list[str]:
     it knows which options of a class (`class_path`) a later config replaces.
     """
     contents = [values for path in paths if (values := read_config(path)[0])]
-    quoted = '"'  # a string like "1e5" remains one
+    quoted = '"'  # so that a string like "1e5" is not read as a number
     return [f"--config={yaml.safe_dump(x, default_style=quoted)}" for x in contents]
 
 
@@ -202,9 +202,11 @@ def merge_values(into: dict[str, Any], values: dict[str, Any]) -> None:
 
 
 def run_name(run: str | None, configs: list[Path]) -> str | None:
-    """The run that a command is about: the value of --run, else the last config's name without its
-    ending; for a run's own config.yaml, that run. None without both. Raises UserError for what
-    cannot name a folder."""
+    """The name of the run that a command is about: the value of --run, else the name of the last
+    config without its ending; for a run's own config.yaml, the name of that run. None without both.
+
+    Raises UserError for a name that a folder cannot have.
+    """
     if run is not None:
         return check_run_name(run)
     if not configs:

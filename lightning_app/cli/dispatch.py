@@ -1,4 +1,4 @@
-"""`main`: finds the command, runs it, and turns its errors into one line and an exit code.
+"""`main`: find the command, run it, and turn its errors into one line and an exit code.
 
 A command's module is imported when the command runs, because importing Lightning takes seconds and
 not every command needs it.
@@ -78,7 +78,7 @@ def dispatch(argv: list[str]) -> int:
 
 
 def set_up_process() -> None:
-    """Settings of the whole process: UTF-8 output, no warnings, no code from checkpoints."""
+    """Settings of this process: UTF-8 output, no warnings, no code from checkpoints."""
     os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")  # torch.load reads data, never code
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed before the start, as a service may do
@@ -91,5 +91,5 @@ def set_up_process() -> None:
 
 
 def wants_debug(argv: list[str]) -> bool:
-    """Whether `argv` has --debug true; known before the options are parsed."""
+    """Whether `argv` has --debug true; needed before the options are parsed."""
     return "--debug=true" in argv or ("--debug", "true") in pairwise(argv)

@@ -3,8 +3,9 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 
 from lightning_app.cli.configs import split_configs
@@ -33,24 +34,29 @@ class EvaluateParser(Parser):
             "--evaluate",
             type=Literal["block", "sliding", "dynamic"],
             default="block",
-            help="block: windows side by side, as in training; sliding: every character sees at "
-            "least half a window before it; dynamic: the network learns on as it reads.",
+            help="block: consecutive windows, as in training; sliding: every character has at "
+            "least half a window of context; dynamic: the network is trained on each part of the "
+            "text after scoring it.",
         )
         add(
             "--stride",
             type=PositiveInt | None,
-            help="Characters that a window scores, the others being context; null is half of it "
-            "for sliding and 32 for dynamic, which learns after each.",
+            help="Characters that each window scores, at its end; the others are context. null is "
+            "half a window for sliding and 32 for dynamic, which trains after each window.",
         )
         self.add_class_arguments(DynamicOptions, "dynamic")
-        add("--report", type=str | None, help="Write where the network fails to this HTML file.")
+        add("--report", type=str | None, help="HTML file for a report on the network's errors.")
         add(
             "--baselines",
             type=bool,
             default=True,
-            help="Print the loss of n-grams and compressors on the same characters, too.",
+            help="Also print the loss of n-grams and compressors on the same characters.",
         )
-        add("--seed_everything", type=int | None, help="Accepted for symmetry; scoring is exact.")
+        add(
+            "--seed_everything",
+            type=int | None,
+            help="Has no effect: scoring uses no random numbers.",
+        )
         self.add_class_arguments(TextSource, "data", instantiate=False, skip={"unit"})
         add(
             "--data.block_size",
@@ -58,7 +64,7 @@ class EvaluateParser(Parser):
             help="Characters in a window, at most the network's.",
         )
         add("--data.batch_size", type=PositiveInt | None, help="Windows in a batch.")
-        # what is not given is as the checkpoint says
+        # options that are not given are those of the checkpoint
         self.set_defaults({f"data.{name}": None for name in TextSource.names() if name != "unit"})
         add_trainer_flags(self)
 
@@ -69,58 +75,80 @@ def main(argv: list[str]) -> int:
     parser = EvaluateParser(command)
     config = parser.parse_args(rest)
     run = load_run(config, configs)
-    init = parser.instantiate(config)
+    options = parser.instantiate(config)
     given = {name: value for name, value in config.data.items() if value is not None}
     block_size = given.get("block_size", run.trained.gpt.config.block_size)
-    data = rebuild_data(run.trained, given, stride(config.evaluate, config.stride, block_size))
+    stride = choose_stride(config.evaluate, config.stride, block_size)
+    data = rebuild_data(run.trained, given, stride)
+    check_options(config, rest)
     split = {"validate": "val", "test": "test"}[command]
-    if config.report and config.evaluate == "dynamic":
-        raise UserError("--report is of the weights; use it with --evaluate block or sliding")
-    options = [a for a in rest if a.startswith("--dynamic.")]
-    if options and config.evaluate != "dynamic":
-        raise UserError(f"{options[0].split('=')[0]} is for --evaluate dynamic")
     if config.evaluate == "dynamic":
-        if flags := [a for a in rest if a.startswith("--trainer")]:
-            raise UserError(
-                f"{flags[0].split('=')[0]} is not for --evaluate dynamic, which reads one window "
-                "after another without a Trainer; leave it out"
-            )
-        return score_dynamically(run, data, split, init.dynamic, config.baselines)
-    model = CharGPT(**run.trained.arguments, gpt=run.trained.gpt)
-    trainer_flags = dict(init.trainer)
-    callbacks = [*(trainer_flags["callbacks"] or []), EvaluationProgressBar()]
-    trainer = make_trainer(trainer_flags | {"callbacks": callbacks})
-    batches = data.eval_batches(split)  # all of them, before a Trainer takes a process's share
-    if trainer.is_global_zero:
-        announce(run, data, batches)
-    evaluate = trainer.validate if command == "validate" else trainer.test
-    evaluate(model, datamodule=data, verbose=False)
-    if not model.eval_metrics:
-        raise UserError(f"--trainer.limit_{split}_batches leaves nothing to score; leave it out")
-    if trainer.is_global_zero:
-        loss = model.eval_metrics[f"{split}/loss"]
-        how = f"context: {describe(config.evaluate, data)}; {trainer.precision}"
-        print_metrics(loss, model.eval_loss.scored, how)
-        first, last = data.bounds[split]
-        if model.eval_loss.scored < last - max(first, 1):
-            print("\na part of the split: no baselines, no report", file=sys.stderr)
-            return 0
-        if config.baselines:
-            print("\n".join(["", *beside(data, split, loss)]))
-        if config.report:
-            # loaded again: a strategy may have shared the network out, a precision rounded it
-            trained = load(run.path)
-            title = f"{run.name or run.path}: {split}"
-            page = report_page(
-                title, trained, collect_scores(trained.gpt, batches), data.ids("train")
-            )
-            Path(config.report).write_text(page, encoding="utf-8")
-            print(f"\nwrote {config.report}")
+        score_dynamically(run, data, split, options.dynamic, config.baselines)
+    else:
+        score_with_trainer(run, data, split, config, dict(options.trainer))
     return 0
 
 
-def stride(evaluate: str, given: int | None, block_size: int) -> int:
-    """How many characters a window scores. Raises UserError for a stride without effect."""
+def check_options(config: Namespace, arguments: list[str]) -> None:
+    """Raises UserError for options that have no effect with this --evaluate."""
+    dynamic = config.evaluate == "dynamic"
+    if config.report and dynamic:
+        raise UserError(
+            "--report shows the errors of the trained weights, which --evaluate dynamic changes; "
+            "use it with --evaluate block or sliding"
+        )
+    prefix = "--trainer" if dynamic else "--dynamic."
+    unused = next((a.split("=")[0] for a in arguments if a.startswith(prefix)), None)
+    if unused and dynamic:
+        raise UserError(
+            f"{unused} is not for --evaluate dynamic, which reads one window after another without "
+            "a Trainer; leave it out"
+        )
+    if unused:
+        raise UserError(f"{unused} is for --evaluate dynamic")
+
+
+def score_with_trainer(
+    run: LoadedRun, data: CharDataModule, split: str, config: Namespace, flags: dict[str, Any]
+) -> None:
+    """Score the split, and print its metrics, the baselines and the report as asked for."""
+    model = CharGPT(**run.trained.arguments, gpt=run.trained.gpt)
+    callbacks = [*(flags["callbacks"] or []), EvaluationProgressBar()]
+    trainer = make_trainer(flags | {"callbacks": callbacks})
+    batches = data.eval_batches(split)  # all: with a Trainer, only those of one process
+    if trainer.is_global_zero:
+        announce(run, data, batches)
+    evaluate = trainer.validate if split == "val" else trainer.test
+    evaluate(model, datamodule=data, verbose=False)
+    if not model.eval_metrics:
+        raise UserError(f"--trainer.limit_{split}_batches leaves nothing to score; leave it out")
+    if not trainer.is_global_zero:
+        return
+    loss, scored = model.eval_metrics[f"{split}/loss"], model.eval_loss.scored
+    print_metrics(loss, scored, f"{describe_context(config.evaluate, data)}; {trainer.precision}")
+    first, last = data.bounds[split]
+    if scored < last - max(first, 1):
+        print("\nonly a part of the split: no baselines, no report", file=sys.stderr)
+        return
+    if config.baselines:
+        print_comparison(data, split, loss)
+    if config.report:
+        write_report(run, data, split, batches, Path(config.report))
+
+
+def write_report(
+    run: LoadedRun, data: CharDataModule, split: str, batches: EvalBatches, file: Path
+) -> None:
+    # Loaded again, because a strategy may have sharded the network or a precision rounded it.
+    trained = load(run.path)
+    scores = collect_scores(trained.gpt, batches)
+    page = report_page(f"{run.name or run.path}: {split}", trained, scores, data.ids("train"))
+    file.write_text(page, encoding="utf-8")
+    print(f"\nwrote {file}")
+
+
+def choose_stride(evaluate: str, given: int | None, block_size: int) -> int:
+    """How many characters each window scores. Raises UserError for a stride without effect."""
     if evaluate == "block":
         if given is not None:
             raise UserError("--stride is for --evaluate sliding or dynamic; block scores them all")
@@ -128,9 +156,9 @@ def stride(evaluate: str, given: int | None, block_size: int) -> int:
     return min(given or {"sliding": max(1, block_size // 2), "dynamic": 32}[evaluate], block_size)
 
 
-def describe(evaluate: str, data: CharDataModule) -> str:
+def describe_context(evaluate: str, data: CharDataModule) -> str:
     each = "" if evaluate == "block" else f" that score {data.eval_stride} each"
-    return f"{evaluate}, windows of {data.block_size}{each}"
+    return f"context: {evaluate}, windows of {data.block_size}{each}"
 
 
 def announce(run: LoadedRun, data: CharDataModule, batches: EvalBatches) -> None:
@@ -155,24 +183,24 @@ def score_dynamically(
     split: str,
     options: DynamicOptions,
     with_baselines: bool,
-) -> int:
+) -> None:
+    """Score the split by dynamic evaluation, and print its metrics and the baselines."""
     batches = replace(data.eval_batches(split), batch_size=1)  # in reading order, one by one
     announce(run, data, batches)
     metric = dynamic_loss(run.trained.gpt, batches, options)
     loss = float(metric.compute())
-    how = f"context: {describe('dynamic', data)}, learning rate {options.learning_rate:g}"
+    how = f"{describe_context('dynamic', data)}, learning rate {options.learning_rate:g}"
     print_metrics(loss, metric.scored, f"{how}; not a figure of the weights alone")
     if with_baselines:
-        print("\n".join(["", *beside(data, split, loss)]))
-    return 0
+        print_comparison(data, split, loss)
 
 
-def beside(data: CharDataModule, split: str, loss: float) -> list[str]:
-    """The figure among simple models and compressors, on the same text."""
+def print_comparison(data: CharDataModule, split: str, loss: float) -> None:
+    """Print a table of the loss and the baselines, which are scored on the same text."""
     first, last = data.bounds[split]
     held = max(first, 1), last  # the corpus's first character is not scored
     found = cached_baselines(data.text, data.bounds["train"], held)
     heading = f"the same {found.held:,} characters, given {found.train:,} of the training split"
     if found.held < held[1] - held[0]:
         heading = f"the first {found.held:,} of these characters, given {found.train:,} before them"
-    return [heading, *baseline_table(found, ("this network", loss))]
+    print("", heading, *baseline_table(found, ("this network", loss)), sep="\n")

@@ -1,4 +1,4 @@
-"""export: write a trained network as a folder that transformers opens."""
+"""export: write a trained network as a folder that transformers loads."""
 
 from pathlib import Path
 
@@ -8,12 +8,16 @@ from lightning_app.cli.parsing import Parser
 from lightning_app.export.transformers import export_transformers
 
 
-def main(argv: list[str]) -> int:
-    configs, rest = split_configs(argv)
+def make_parser() -> Parser:
     parser = Parser(prog="main.py export", description=__doc__)
     add_run_arguments(parser)
     parser.add_argument("--to", type=str, required=True, help="The folder to write; new or empty.")
-    config = parser.parse_args(rest)
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    configs, rest = split_configs(argv)
+    config = make_parser().parse_args(rest)
     trained = load_run(config, configs).trained
     tokenizer = trained.tokenizer
     export_transformers(trained.gpt, tokenizer.alphabet, Path(config.to), tokenizer.unit)

@@ -1,7 +1,7 @@
 """fit: train a run, resume it, extend it, or fine-tune another run's weights.
 
-Four steps: parse the options; decide which run they are about and from where it starts; build
-everything it trains with; train.
+Four steps: parse the options; find the run and the checkpoint from which it starts; build data,
+network and Trainer; train.
 """
 
 import sys
@@ -35,7 +35,7 @@ from lightning_app.runs.resume import (
     check_state,
     compare_facts,
     find_start,
-    is_finished,
+    finished_reason,
     refusal,
 )
 from lightning_app.training.optimizer import parameter_groups
@@ -46,35 +46,38 @@ def main(argv: list[str]) -> int:
     began = time.perf_counter()
     configs, rest = split_configs(argv)
     request = parse(configs or [find_config("gpt_char")], rest)
-    with hold(request):
-        start, source = decide(request)
+    with locked_run(request):
+        start, source = choose_start(request)
         job = build(request, start, source)
-        say(*job.lines)
-        if finished := resume(request, start, job):
-            print("\n".join(screens.finished(request.run, finished, start)))
+        report(*job.lines)
+        if reason := check_resume(request, start, job):
+            print("\n".join(screens.lines_if_finished(request.run, reason, start)))
             return 0
-        say(*screens.before(request, start, job))
+        report(*screens.lines_before(request, start, job))
         prepare_folder(request, job)
         train(request, start, job)
         if is_main() and not request.dev_run:
-            print("\n".join(screens.after(request, job, time.perf_counter() - began)))
+            print("\n".join(screens.lines_after(request, job, time.perf_counter() - began)))
     return 0
 
 
 def is_main() -> bool:
-    """Whether this is the first of torchrun's, SLURM's or Lightning's processes."""
+    """Whether this is the first of the processes that torchrun, SLURM or Lightning started."""
     return rank_zero_only.rank == 0  # type: ignore[attr-defined]
 
 
-def say(*lines: str) -> None:
-    """Tell the user, on standard error, what is happening."""
+def report(*lines: str) -> None:
+    """Print lines on standard error, in the first process only."""
     if is_main() and lines:
         print(*lines, sep="\n", file=sys.stderr, flush=True)
 
 
 @contextmanager
-def hold(request: FitRequest) -> Iterator[None]:
-    """The run, for this process alone. Raises UserError where another one trains it."""
+def locked_run(request: FitRequest) -> Iterator[None]:
+    """A context in which no other process can train the run.
+
+    Raises UserError if another process is training it.
+    """
     lock = None if request.dev_run or not is_main() else lock_run(request.run)
     try:
         yield
@@ -83,10 +86,11 @@ def hold(request: FitRequest) -> Iterator[None]:
             lock.release()
 
 
-def decide(request: FitRequest) -> tuple[Start, TrainedModel | None]:
-    """Where the run starts from, and for a new one the network whose weights it takes.
+def choose_start(request: FitRequest) -> tuple[Start, TrainedModel | None]:
+    """The checkpoint to resume from, if any, and for a new run with --init_from that network.
 
-    With --init_from, the options of the network become those of that file.
+    With --init_from, the options of the network become those of that file. Raises UserError for a
+    file that is missing or damaged, and for a run that was not started from it.
     """
     c = request.config
     start = find_start(request.run, c.ckpt_path, c.init_from, c.fresh, request.dev_run)
@@ -101,14 +105,15 @@ def decide(request: FitRequest) -> tuple[Start, TrainedModel | None]:
     else:
         source = load(find_checkpoint(c.init_from, None))
         arguments = source.arguments
-    say(*take_network(c.model, arguments))
+    report(*take_network(c.model, arguments))
     return start, source
 
 
-def resume(request: FitRequest, start: Start, job: Job) -> str | None:
-    """Say what differs from the run so far; the reason when nothing is left to train.
+def check_resume(request: FitRequest, start: Start, job: Job) -> str | None:
+    """Check that the run can be resumed, and report what has changed since it was stopped.
 
-    Raises UserError for what makes it another run, and for a damaged checkpoint.
+    Returns the reason if no steps are left to train, otherwise None. Raises UserError for changes
+    with which it would be another run, and for a damaged checkpoint.
     """
     if start.state is None:
         return None
@@ -116,29 +121,29 @@ def resume(request: FitRequest, start: Start, job: Job) -> str | None:
     groups = parameter_groups(job.model.gpt, job.model.optim)
     try:
         differences = compare_facts(old, job.facts)
-        finished = is_finished(old, job.facts)
+        finished = finished_reason(old, job.facts)
         if differences.refused:
             raise refusal(request.run, differences.refused)
         check_state(start.state, job.model.gpt, [p for group in groups for p in group["params"]])
     except CORRUPT_ERRORS as error:
         raise damaged(start.path, error) from None
     if start.note:
-        say(start.note)
+        report(start.note)
     if finished:
         return finished
-    say(f"resuming {request.run} at step {old['step']:,} of {job.trainer.max_steps:,}")
-    say(*(f"  changed: {line}" for line in differences.applied))
+    report(f"resuming {request.run} at step {old['step']:,} of {job.trainer.max_steps:,}")
+    report(*(f"  changed: {line}" for line in differences.applied))
     if differences.inexact:
-        say(f"  not bit-exact: {', '.join(differences.inexact)}")
+        report(f"  not bit-exact: {', '.join(differences.inexact)}")
     return None
 
 
 def prepare_folder(request: FitRequest, job: Job) -> None:
-    """The run's folder, with its config.yaml; with --fresh, the old one is moved aside first."""
+    """Create the run's folder and its config.yaml; with --fresh, rename the old folder first."""
     if request.dev_run or not is_main():
         return
     if request.config.fresh and (aside := set_aside(request.run)):
-        say(f"           what was there is now {aside}")
+        report(f"           the old folder is now {aside}")
     text = request.config_yaml()
     with atomic_write(request.folder / "config.yaml") as file:
         file.write(text.encode())
@@ -150,20 +155,23 @@ def prepare_folder(request: FitRequest, job: Job) -> None:
 
 
 def train(request: FitRequest, start: Start, job: Job) -> None:
+    """Train the run. Raises Interrupted if a signal stopped it, UserError if the checkpoint cannot
+    be restored."""
     try:
         with job.signals:
             job.trainer.fit(job.model, datamodule=job.data, ckpt_path=start.path, weights_only=True)
     except CORRUPT_ERRORS as error:
         if start.path is None or job.checkpoints.started or explain(error):
             raise
-        raise damaged(start.path, error) from error  # Lightning could not restore its part
+        raise damaged(start.path, error) from error  # while Lightning restored it
     except Interrupted:
         saved = request.folder / "checkpoints" / "last.ckpt"
         step = job.trainer.global_step
-        say(f"saved {saved} at step {step:,}; the same command resumes from there")
+        report(f"saved {saved} at step {step:,}; the same command resumes from there")
         raise
 
 
 def damaged(path: Path | None, error: Exception) -> UserError:
+    """The error for a checkpoint that was read but cannot be used."""
     first = str(error).strip().split("\n")[0][:120] or type(error).__name__
-    return UserError(f"{path} is damaged: {first}; --fresh true starts anew")
+    return UserError(f"{path} is damaged: {first}; --fresh true starts again")

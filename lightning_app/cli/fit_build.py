@@ -1,4 +1,4 @@
-"""Everything that a `fit` trains with, built from its options: data, network, Trainer."""
+"""Builds what `fit` needs from its options: data, network, callbacks, Trainer."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -29,42 +29,43 @@ from lightning_app.training.checkpoint_io import AtomicCheckpointIO
 from lightning_app.training.module import CharGPT
 from lightning_app.training.signals import Signals
 
-COMPILE_SECONDS = 15  # with a cold cache 20 to 60, warm 3
-EAGER = 2  # how many times as long a step takes that is not compiled
+COMPILE_SECONDS = 15  # 20 to 60 the first time, then 3
+UNCOMPILED_TIME = 2  # of a step, relative to that of a compiled one
 
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that a run trains with."""
+    """Everything that is needed to train a run."""
 
     data: CharDataModule
     model: CharGPT
     trainer: Trainer
     checkpoints: RunCheckpoints
     signals: Signals
-    facts: dict[str, Any]  # of the run as its checkpoints keep them; see `runs.resume`
-    seconds: float  # that all its steps take, about
-    lines: list[str]  # to say: what was taken from another run
+    facts: dict[str, Any]  # about the run, stored in its checkpoints; see `runs.resume`
+    seconds: float  # estimated time of all steps
+    lines: list[str]  # messages about weights taken from another run
 
 
 def build(request: FitRequest, start: Start, source: TrainedModel | None) -> Job:
-    """Build the job; `source` is the network that a new run begins with. Raises UserError."""
+    """Build the job; a new run starts with the weights of `source`, if given.
+
+    Raises UserError for an unusable text, network, device or Trainer option.
+    """
     config = request.parser.instantiate(request.config)
     data = CharDataModule(**config.data, seed=config.seed_everything)
     data.check_train_split()
-    data.eval_batches("val")  # raises where the validation split is empty
+    data.eval_batches("val")  # raises if the validation split is empty
     config.generate.resolve()  # finds contradictions before training
     accelerator = hardware.choose_accelerator(str(config.trainer.accelerator))
     precision = config.trainer.precision or hardware.choose_precision(accelerator)
-    network = GPTConfig(
-        vocab_size=len(data.alphabet), block_size=data.block_size, **vars_of(config.model)
-    )
+    network = GPTConfig(vocab_size=len(data.alphabet), block_size=data.block_size, **config.model)
     compiled, seconds = plan(config, network, accelerator, str(precision), request.dev_run)
     torch.manual_seed(config.seed_everything)  # initial weights; steps seed themselves
     model = CharGPT(
         alphabet=data.alphabet,
         block_size=data.block_size,
-        **vars_of(config.model),
+        **config.model,
         unit=data.unit,
         counts=data.counts(),
         optim=config.optim,
@@ -94,22 +95,18 @@ def build(request: FitRequest, start: Start, source: TrainedModel | None) -> Job
     return Job(data, model, trainer, checkpoints, signals, describe(trainer), seconds, lines)
 
 
-def vars_of(options: Namespace) -> dict[str, Any]:
-    return dict(options.items())
-
-
 def as_list(given: Any) -> list[Any]:
-    """A Trainer flag that takes one thing, several or none."""
+    """The value of a Trainer flag that may be one object, several or none, as a list."""
     return list(given) if isinstance(given, (list, tuple)) else [given] if given else []
 
 
 def plan(
     config: Namespace, network: GPTConfig, accelerator: str, precision: str, dev_run: bool
 ) -> tuple[bool, float]:
-    """Whether to compile, and about how many seconds all the steps take.
+    """Whether to compile, and the estimated seconds of all steps.
 
-    With --compile auto, a run compiles that wins ten times what compiling takes. Raises UserError
-    for --compile true without a compiler.
+    With --compile auto, the network is compiled if that saves ten times the time of compiling.
+    Raises UserError for --compile true without a compiler.
     """
     can_compile = hardware.can_compile(accelerator)
     if config.compile is True and not can_compile:
@@ -121,18 +118,21 @@ def plan(
     characters *= config.data.batch_size * config.data.block_size
     per_flop = hardware.seconds_per_flop(accelerator, precision, network.n_embd)
     seconds = characters * network.flops_per_character() * per_flop  # compiled
-    worthwhile = EAGER * seconds > 10 * COMPILE_SECONDS
+    worthwhile = UNCOMPILED_TIME * seconds > 10 * COMPILE_SECONDS
     compiled = config.compile is True or (
         config.compile == "auto" and not dev_run and can_compile and worthwhile
     )
-    return compiled, seconds if compiled else EAGER * seconds
+    return compiled, seconds if compiled else UNCOMPILED_TIME * seconds
 
 
 def loggers(request: FitRequest, given: Any, step: int) -> list[Logger]:
-    """TensorBoard in the run's folder, unless the Trainer's flag says otherwise."""
+    """The loggers of --trainer.logger (default: TensorBoard in the run's folder), and wandb's.
+
+    Raises UserError if wandb is wanted and not installed.
+    """
     chosen: list[Logger] = [] if given in (None, True, False) else as_list(given)
     if given in (None, True):
-        # points after the checkpoint's step are trained, and logged, again
+        # steps after the checkpoint are trained again, and logged again
         purge = step + 1 if step else 0
         board = TensorBoardLogger(
             LOGS, request.run, version="", default_hp_metric=False, purge_step=purge
@@ -151,8 +151,8 @@ def loggers(request: FitRequest, given: Any, step: int) -> list[Logger]:
 
 
 def plugins() -> list[Any]:
-    """Checkpoints by our own reader and writer; SLURM without its own requeueing, which would save
-    checkpoints of its own."""
+    """AtomicCheckpointIO, and under SLURM its environment without automatic requeueing, which would
+    save other checkpoints than ours."""
     slurm = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
     return [*([SLURMEnvironment(auto_requeue=False)] if slurm else []), AtomicCheckpointIO()]
 
@@ -173,7 +173,7 @@ def callbacks(config: Namespace, data: CharDataModule, model: CharGPT) -> list[C
 
 
 def first_line(data: CharDataModule, model: CharGPT) -> str:
-    """The first line of the validation text, or as much of it as the samples' prompt takes."""
+    """The prompt of the samples: the first line of the validation text, at most 40 characters."""
     tokenizer = model.tokenizer
     head = data.ids("val")[: min(40, data.block_size)]
     line = tokenizer.drop_invalid(tokenizer.decode(head)).split("\n")[0]
@@ -183,7 +183,7 @@ def first_line(data: CharDataModule, model: CharGPT) -> str:
 def describer(
     config: Namespace, data: CharDataModule, model: CharGPT, accelerator: str, origin: str | None
 ) -> Callable[[Trainer], dict[str, Any]]:
-    """A function of the Trainer that gives the facts of this run as checkpoints keep them."""
+    """A function that returns, for a Trainer, the facts about this run for its checkpoints."""
     optim = asdict(model.optim)
     optimizer = optim.pop("name")
     network = {

@@ -1,4 +1,4 @@
-"""What `fit` can be told: its options, by LightningCLI, and the run they are about."""
+"""The options of `fit`, parsed by LightningCLI, and the run that they select."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,15 +28,15 @@ TRAINER_DEFAULTS = {
     "log_every_n_steps": 10,
     "num_sanity_val_steps": 0,
     "enable_model_summary": False,
-    "use_distributed_sampler": False,  # batches know their process themselves
+    "use_distributed_sampler": False,  # CharDataModule gives each process its own batches
 }
-# Arguments of the classes that follow from other options.
+# Arguments of the classes that are not options: they follow from other options.
 DERIVED_DATA = {"seed", "alphabet", "eval_stride"}
 DERIVED_MODEL = {
     *("alphabet", "block_size", "unit", "counts", "seed", "gpt"),
     *("optim", "schedule", "generation", "num_samples", "compile_network"),
 }
-OF_ONE_CALL = ("config", "run", "fresh", "debug", "ckpt_path")  # not part of a run's config.yaml
+NOT_SAVED = ("config", "run", "fresh", "debug", "ckpt_path")  # left out of a run's config.yaml
 
 
 class FitParser(FriendlyErrors, LightningArgumentParser):
@@ -45,13 +45,13 @@ class FitParser(FriendlyErrors, LightningArgumentParser):
 
 
 class FitCLI(LightningCLI):
-    """The parser of `fit` and what it parsed; nothing is built here."""
+    """The parser of `fit` and the parsed options; `fit_build` builds the objects."""
 
     def __init__(self, configs: list[Path], args: list[str]) -> None:
         super().__init__(
             CharGPT,
             CharDataModule,
-            save_config_callback=None,  # written where the run's folder is known
+            save_config_callback=None,  # `fit` itself writes config.yaml
             trainer_defaults=TRAINER_DEFAULTS,
             parser_class=FitParser,
             args=[*config_arguments(configs), *args],
@@ -62,15 +62,23 @@ class FitCLI(LightningCLI):
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         add = parser.add_argument
-        add("--run", type=str | None, help="The run's name; its folder is logs/NAME.")
-        add("--fresh", type=bool, default=False, help="Move the run's folder aside, start anew.")
-        add("--ckpt_path", type=str | None, help="Resume from this file, in this run.")
-        add("--init_from", type=str | None, help="Start a new run from this file's weights.")
+        add(
+            "--run",
+            type=str | None,
+            help="Name of the run (default: that of the config); its folder is logs/NAME.",
+        )
+        add("--fresh", type=bool, default=False, help="Rename the run's folder and start again.")
+        add("--ckpt_path", type=str | None, help="Checkpoint file from which this run resumes.")
+        add(
+            "--init_from",
+            type=str | None,
+            help="Checkpoint file whose weights a new run starts with.",
+        )
         add(
             "--seed_everything",
             type=Seed,
             default=1337,
-            help="Decides everything random: initial weights, order of windows, dropout.",
+            help="Determines the initial weights, the order of windows, and dropout.",
         )
         add("--debug", type=bool, default=False, help="Show tracebacks.")
 
@@ -90,39 +98,38 @@ class FitCLI(LightningCLI):
             "--compile",
             type=Literal["auto"] | bool,
             default="auto",
-            help="Compile the network: auto where a compiler is found and the run is long enough.",
+            help="Compile the network; auto: if a compiler is found and the run is long enough.",
         )
         add(
             "--checkpoint_every_steps",
             type=PositiveInt | None,
-            help="Steps between two writings of last.ckpt (default: by time).",
+            help="Save last.ckpt at this interval of steps (default: by time).",
         )
         add(
             "--checkpoint_every_seconds",
             type=PositiveFloat | None,
-            help="Seconds between two writings of last.ckpt (default: 30, or more where saving is "
-            "slow).",
+            help="Save last.ckpt at this interval (default: 30, or more if saving is slow).",
         )
         add(
             "--early_stopping_patience",
             type=PositiveInt | None,
-            help="Stop after so many validations in a row without a better val/loss.",
+            help="Stop after this number of consecutive validations without a better val/loss.",
         )
-        add("--wandb", type=bool, default=False, help="Log to Weights & Biases as well.")
+        add("--wandb", type=bool, default=False, help="Also log to Weights & Biases.")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)
 
     def _set_seed(self) -> None:
-        """The network is built later, from the seed."""
+        """Does nothing: `fit_build` sets the seed when it builds the network."""
 
     def instantiate_classes(self) -> None:
-        """See `fit_build`."""
+        """Does nothing: see `fit_build`."""
 
 
 @dataclass(frozen=True)
 class FitRequest:
-    """What was asked for: the options, and the run they are about."""
+    """The options, and the run that they select."""
 
     parser: LightningArgumentParser
     config: Namespace
@@ -134,19 +141,22 @@ class FitRequest:
 
     @property
     def dev_run(self) -> bool:
-        """Whether to try everything once, without a trace."""
+        """Whether this is only a trial of a few batches, which writes no files."""
         return bool(self.config.trainer.fast_dev_run)
 
     def config_yaml(self) -> str:
         """The run's config.yaml, from which the same command resumes it."""
         values = yaml.safe_load(self.parser.dump(self.config, skip_validation=True))
-        values = {k: v for k, v in values.items() if k not in OF_ONE_CALL}
+        values = {k: v for k, v in values.items() if k not in NOT_SAVED}
         return yaml.safe_dump(values, sort_keys=False)
 
 
 def parse(configs: list[Path], args: list[str]) -> FitRequest:
-    """Raises UserError for what cannot be meant."""
-    read_configs(configs)  # broken YAML is best explained before the parser sees it
+    """Parse the options of `fit`.
+
+    Raises UserError for options that do not exist, contradict each other or are out of range.
+    """
+    read_configs(configs)  # its errors about broken YAML are clearer than the parser's
     cli = FitCLI(configs, args)
     check_flags(cli.config.trainer)
     run = run_name(cli.config.run, configs)

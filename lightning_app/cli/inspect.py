@@ -1,4 +1,4 @@
-"""inspect: what a text holds, before an hour of training goes into it."""
+"""inspect: describe a text before training: alphabet, splits, repeated passages, baselines."""
 
 import json
 from dataclasses import asdict
@@ -9,8 +9,7 @@ from lightning_app.data.splits import TextSource
 from lightning_app.evaluation.inspection import inspect_text, inspection_lines
 
 
-def main(argv: list[str]) -> int:
-    configs, rest = split_configs(argv)
+def make_parser() -> Parser:
     parser = Parser(prog="main.py inspect", description=__doc__)
     parser.add_class_arguments(TextSource, "data")
     add = parser.add_argument
@@ -18,14 +17,23 @@ def main(argv: list[str]) -> int:
         "--baselines",
         type=bool,
         default=True,
-        help="Measure what n-grams and compressors make of the held-out text.",
+        help="Measure the loss of n-grams and compressors on the held-out text.",
     )
-    add("--json", action="store_true", help="Print everything found as JSON, for programs.")
+    add("--json", action="store_true", help="Print all results as JSON, for programs.")
     add("--debug", type=bool, default=False, help="Show tracebacks.")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    configs, rest = split_configs(argv)
+    parser = make_parser()
     known = config_group(configs, "data")
     parser.set_defaults({f"data.{k}": known[k] for k in TextSource.names() if k in known})
     config = parser.parse_args(rest)
     source = parser.instantiate(config).data
-    seen = inspect_text(source.read(), config.baselines)
-    print(json.dumps(asdict(seen)) if config.json else "\n".join(inspection_lines(seen)))
+    inspection = inspect_text(source.read(), config.baselines)
+    if config.json:
+        print(json.dumps(asdict(inspection)))
+    else:
+        print("\n".join(inspection_lines(inspection)))
     return 0

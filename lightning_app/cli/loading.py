@@ -1,4 +1,4 @@
-"""What commands that use a trained run share: find its checkpoint, load it, rebuild its data."""
+"""Shared by the commands that use a trained run: find its checkpoint, load it, rebuild its data."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,13 +26,24 @@ class LoadedRun:
 
 def add_run_arguments(parser: Parser) -> None:
     add = parser.add_argument
-    add("--run", type=str | None, help="The run (default: the config's, else the newest).")
-    add("--ckpt_path", type=str | None, help="A checkpoint file, or best or last of the run.")
+    add(
+        "--run",
+        type=str | None,
+        help="The name of the run (default: that of the config, else the newest run).",
+    )
+    add(
+        "--ckpt_path",
+        type=str | None,
+        help="A checkpoint file, or best or last of the run (default: best).",
+    )
     add("--debug", type=bool, default=False, help="Show tracebacks.")
 
 
 def load_run(config: Any, configs: list[Path]) -> LoadedRun:
-    """The checkpoint that --run, --ckpt_path and the configs mean. Raises UserError."""
+    """Load the checkpoint that --run, --ckpt_path and the configs select.
+
+    Raises UserError if it does not exist or is damaged.
+    """
     name = run_name(config.run or read_configs(configs).get("run"), configs)
     path = find_checkpoint(config.ckpt_path, name)
     return LoadedRun(name, path, load(path))
@@ -41,9 +52,9 @@ def load_run(config: Any, configs: list[Path]) -> LoadedRun:
 def rebuild_data(
     trained: TrainedModel, given: dict[str, Any], eval_stride: int | None = None
 ) -> "CharDataModule":
-    """The data a network was trained on, with what is `given` in place of some of it.
+    """The data that a network was trained on; values in `given` replace those of the checkpoint.
 
-    Raises UserError when the text is not the same any more, or has characters unknown to it.
+    Raises UserError if the text has changed since, or has characters unknown to the network.
     """
     from lightning_app.data.datamodule import CharDataModule
 

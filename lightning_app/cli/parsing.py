@@ -56,14 +56,14 @@ def known_keys(parser: ArgumentParser) -> list[str]:
     return list(parser.get_defaults().keys())
 
 
-# How jsonargparse says that it does not know an option, on the command line and in a config.
+# jsonargparse's messages about an unknown option, on the command line and in a config.
 UNKNOWN_OPTION = (
     r"[Uu]nrecognized arguments?: --([\w.]+)",
     r"[Kk]ey [\"'`]?([\w.]+)[\"'`]? is not expected",
     r"[Nn]o action for key [\"'`]?([\w.]+)",
     r"^Option '([\w.]+)' is not accepted",
 )
-# What values a type takes.
+# The values that a type accepts.
 TYPE_NAMES = {
     "bool": "true or false",
     "int": "a whole number",
@@ -77,7 +77,7 @@ TYPE_NAMES = {
     "PositiveFloat": "a number above 0",
     "NonNegativeFloat": "a number, 0 or more",
     "ClosedUnitInterval": "a number from 0 to 1",
-    "Memory": "a number from 0 to below 1",
+    "BelowOne": "a number from 0 to below 1",
     "Rate": "a finite number above 0",
     "Decay": "a finite number, 0 or more",
     "Seed": "a whole number, 0 or more and below 2**63",
@@ -111,7 +111,7 @@ def explain_wrong_type(text: str) -> str | None:
     if name := re.search(r"Expected a dot import path string: (\S+)", problem):
         return f"{key}: there is no class {name[1]}"
     value = next((v[1] for pattern in GIVEN_VALUE if (v := re.search(pattern, problem))), None)
-    names = [literal or TYPE_NAMES.get(kind, kind) for literal, kind in types]
+    names = [literal or TYPE_NAMES.get(name, name) for literal, name in types]
     *others, last = dict.fromkeys(names)
     needed = f"{', '.join(others)} or {last}" if others else last
     return f"{key} is {value}; give {needed}" if value else f"{key} takes {needed}"

@@ -1,6 +1,6 @@
-"""predict: a trained network writes.
+"""predict: generate text with a trained network.
 
-The text, prompt included, goes to standard output, and as it is made where one text is written.
+The text, with its prompt, goes to standard output. A single text appears while it is generated.
 """
 
 import secrets
@@ -18,85 +18,89 @@ from lightning_app.cli.loading import add_run_arguments, load_run
 from lightning_app.cli.parsing import Parser
 from lightning_app.data.splits import SplitText
 from lightning_app.errors import UserError
-from lightning_app.evaluation.overlap import WindowIndex, find_windows, passages
+from lightning_app.evaluation.overlap import COPY_LENGTH, WindowIndex, find_windows, passages
 from lightning_app.generation.cpu_engine import WeightFormat
 from lightning_app.generation.generate import MAX_BATCH, generate_text
-from lightning_app.generation.sampling import SAMPLING_OPTIONS, GenerateOptions
+from lightning_app.generation.sampling import GenerateOptions
 from lightning_app.runs.checkpoint import TrainedModel
 
 SEPARATOR = "---"
-SPAN = 50  # characters; shorter ones are how language is
 
 
-def make_parser() -> Parser:
+def make_parser(with_trainer_flags: bool = False) -> Parser:
     parser = Parser(prog="main.py predict", description=__doc__)
     add = parser.add_argument
     add_run_arguments(parser)
-    add("--prompt", type=str, default="", help="Text to go on from; empty starts from nothing.")
-    add("--prompt_file", type=str | None, help="A UTF-8 file as the prompt; - is standard input.")
+    add(
+        "--prompt",
+        type=str,
+        default="",
+        help="Text to continue; if empty, the first character is random.",
+    )
+    add("--prompt_file", type=str | None, help="UTF-8 file with the prompt; - is standard input.")
     add("--prompt_lines", type=bool, default=False, help="Each line of the file is a prompt.")
     add("--num_samples", type=PositiveInt, default=1, help="Texts for each prompt.")
-    add("--seed_everything", type=NonNegativeInt | None, help="The same text again.")
+    add(
+        "--seed_everything",
+        type=NonNegativeInt | None,
+        help="The same seed gives the same text (default: random, and printed).",
+    )
     add(
         "--check_overlap",
         type=bool,
         default=False,
-        help=f"Say which spans of {SPAN} characters and more stand in the training text.",
+        help=f"Report passages of {COPY_LENGTH} or more characters of the training text.",
     )
     add(
         "--weights",
         type=WeightFormat,
         default="float32",
-        help="On a CPU: smaller ones write faster, and round.",
+        help="Format of the weights on a CPU; smaller ones are faster, and rounded.",
     )
     parser.add_class_arguments(GenerateOptions)
+    if with_trainer_flags:
+        from lightning_app.cli.trainer_flags import add_trainer_flags
+
+        add_trainer_flags(parser)
+        parser.set_defaults({"trainer.enable_progress_bar": False})  # there is only one batch
     return parser
 
 
 def main(argv: list[str]) -> int:
     configs, rest = split_configs(join_texts(argv))
-    trainer_flags = [a for a in rest if a.startswith("--trainer")]
-    generate = config_group(configs, "generate")
-    parser = make_parser()
-    if trainer_flags:
-        from lightning_app.cli.trainer_flags import add_trainer_flags
-
-        add_trainer_flags(parser)
-        parser.set_defaults({"trainer.enable_progress_bar": False})  # one batch: nothing to show
-
-    def parse(defaults: dict[str, Any]) -> tuple[Any, GenerateOptions]:
-        config = parser.parse_args(with_defaults_from(defaults, rest))
-        options = GenerateOptions(**{f.name: config[f.name] for f in fields(GenerateOptions)})
-        return config, options.resolve()
-
-    config, options = parse(generate)
+    with_trainer = any(a.startswith("--trainer") for a in rest)
+    parser = make_parser(with_trainer)
+    config = parser.parse_args(rest)
+    given = given_options(parser, rest)
+    defaults = config_group(configs, "generate")
+    options = GenerateOptions().updated(**defaults).updated(**given).resolve()
     prompts = read_prompts(config)
     trained = load_run(config, configs).trained
-    if not generate:  # the run's own
-        config, options = parse(trained.generation)
+    if not defaults:  # those of the run
+        options = GenerateOptions().updated(**trained.generation).updated(**given).resolve()
     for prompt in prompts:
         trained.tokenizer.encode(prompt, "the prompt")  # raises before anything is printed
-    if config.weights != "float32" and trainer_flags:
+    if config.weights != "float32" and with_trainer:
         raise UserError(f"--weights {config.weights} is not for --trainer flags; leave them out")
     training = training_text(trained) if config.check_overlap else None
     seed = config.seed_everything
     if seed is None:
         seed = secrets.randbelow(2**32)
-        print(f"seed {seed} (--seed_everything {seed} writes this again)", file=sys.stderr)
-    if trainer_flags:
+        print(f"seed {seed} (--seed_everything {seed} generates this text again)", file=sys.stderr)
+    if with_trainer:
         texts = predict_with_trainer(parser, config, trained, prompts, options, seed)
         print(f"\n{SEPARATOR}\n".join(texts))
-        say_overlaps(trained, texts, training)
-        return 0
-    if torch.cuda.is_available() and config.weights == "float32":
-        trained.gpt.cuda()
-    texts = write(trained, prompts, options, seed, config.num_samples, config.weights)
-    say_overlaps(trained, texts, training)
+    else:
+        if torch.cuda.is_available() and config.weights == "float32":
+            trained.gpt.cuda()
+        texts = print_texts(trained, prompts, options, seed, config.num_samples, config.weights)
+    if training is not None:
+        report_copies(trained, texts, training)
     return 0
 
 
 def join_texts(argv: list[str]) -> list[str]:
-    """`--prompt -x` as `--prompt=-x`: a text may look like an option."""
+    """Turn `--prompt -x` into `--prompt=-x`: a prompt may look like an option."""
     joined: list[str] = []
     for argument in argv:
         if joined and joined[-1] in ("--prompt", "--stop"):
@@ -106,19 +110,18 @@ def join_texts(argv: list[str]) -> list[str]:
     return joined
 
 
-def with_defaults_from(generate: dict[str, Any], rest: list[str]) -> list[str]:
-    """A `generate:` group, of the config or else of the run, as defaults. Choosing a sampling on
-    the command line drops all four of its options for that: they are one decision."""
-    names = [f.name for f in fields(GenerateOptions)]
-    if unknown := [k for k in generate if k not in names]:
-        raise UserError(f"there is no generate.{unknown[0]}; use one of {', '.join(names)}")
-    chosen = {a.split("=")[0].removeprefix("--") for a in rest} & SAMPLING_OPTIONS
-    dropped = SAMPLING_OPTIONS if chosen else frozenset()
-    defaults = {k: v for k, v in generate.items() if v is not None and k not in dropped}
-    return [*(f"--{k}={v}" for k, v in defaults.items()), *rest]
+def given_options(parser: Parser, arguments: list[str]) -> dict[str, Any]:
+    """The options of generation that are on the command line."""
+    names = {f.name for f in fields(GenerateOptions)}
+    given = parser.parse_args(arguments, defaults=False)
+    return {name: value for name, value in given.items() if name in names}
 
 
 def read_prompts(config: Any) -> list[str]:
+    """The prompts of --prompt or --prompt_file.
+
+    Raises UserError for a file that cannot be read, is empty or not UTF-8, and if both are given.
+    """
     if config.prompt_file is None:
         if config.prompt_lines:
             raise UserError("--prompt_lines true needs --prompt_file")
@@ -144,7 +147,7 @@ def read_prompts(config: Any) -> list[str]:
     return lines
 
 
-def write(
+def print_texts(
     trained: TrainedModel,
     prompts: list[str],
     options: GenerateOptions,
@@ -152,13 +155,13 @@ def write(
     num_samples: int,
     weights: WeightFormat,
 ) -> list[str]:
-    """Generate and print: a single text as it is made, several one after the other. Returns them,
-    prompts included."""
+    """Generate texts and print them, a single one while it is generated. Returns them, with their
+    prompts."""
     count = len(prompts) * num_samples
     several = count > 1
     bar = tqdm(
         total=options.max_new_tokens * -(-count // MAX_BATCH),
-        desc="writing",
+        desc="generating",
         unit="character",
         delay=2,
         leave=False,
@@ -199,7 +202,7 @@ def write(
 
 
 def training_text(trained: TrainedModel) -> SplitText:
-    """The text a network was trained on. Raises UserError where it is gone or another one."""
+    """The text that a network was trained on. Raises UserError if it is missing or has changed."""
     split_text = trained.source().read()
     if split_text.text.fingerprint != trained.data["fingerprint"]:
         raise UserError(
@@ -209,25 +212,26 @@ def training_text(trained: TrainedModel) -> SplitText:
     return split_text
 
 
-def say_overlaps(trained: TrainedModel, texts: list[str], training: SplitText | None) -> None:
-    """On standard error, the spans of each text that stand word for word in the training text."""
-    if training is None:
-        return
+def report_copies(trained: TrainedModel, texts: list[str], training: SplitText) -> None:
+    """Print on standard error the passages of each text that also occur in the training text."""
     indexes = [
-        WindowIndex(trained.tokenizer.encode(trained.tokenizer.drop_invalid(t)), SPAN)
+        WindowIndex(trained.tokenizer.encode(trained.tokenizer.drop_invalid(t)), COPY_LENGTH)
         for t in texts
     ]
-    spans = [passages(where, SPAN) for where in find_windows(indexes, training.ids("train"))]
-    for number, (index, of_text) in enumerate(zip(indexes, spans, strict=True), 1):
-        for span in of_text:
-            copied = trained.tokenizer.decode(index.ids[span.first : span.last])
+    found = find_windows(indexes, training.ids("train"))
+    copies = [passages(positions, COPY_LENGTH) for positions in found]
+    for number, (index, of_text) in enumerate(zip(indexes, copies, strict=True), 1):
+        for copy in of_text:
+            copied = trained.tokenizer.decode(index.ids[copy.first : copy.last])
             print(
-                f"text {number}, characters {span.first:,} to {span.last:,} stand in the training "
-                f"text at {span.elsewhere:,}: {copied!r}",
+                f"text {number}, characters {copy.first:,} to {copy.last:,} occur in the training "
+                f"text at {copy.elsewhere:,}: {copied!r}",
                 file=sys.stderr,
             )
-    if not any(spans):
-        print(f"no span of {SPAN} characters stands in the training text", file=sys.stderr)
+    if not any(copies):
+        print(
+            f"no passage of {COPY_LENGTH} characters occurs in the training text", file=sys.stderr
+        )
 
 
 def predict_with_trainer(
@@ -238,7 +242,7 @@ def predict_with_trainer(
     options: GenerateOptions,
     seed: int,
 ) -> list[str]:
-    """The same texts by `trainer.predict`, for its devices and precisions."""
+    """The same texts by `trainer.predict`, which supports more devices and precisions."""
     from torch.utils.data import DataLoader, Dataset
 
     from lightning_app.cli.trainer_flags import make_trainer
@@ -254,13 +258,13 @@ def predict_with_trainer(
     )
     trainer = make_trainer(dict(parser.instantiate(config).trainer))
     if trainer.world_size > 1:
-        raise UserError("predict writes on one device; use --trainer.devices 1")
+        raise UserError("predict uses one device; use --trainer.devices 1")
     loader: DataLoader[str] = DataLoader(
-        cast("Dataset[str]", prompts),  # a list is one
+        cast("Dataset[str]", prompts),  # a list can be used as one
         batch_size=len(prompts),
         collate_fn=list,
     )
     predictions = trainer.predict(model, dataloaders=loader)
     if not predictions:
-        raise UserError("--trainer.limit_predict_batches leaves nothing to write; leave it out")
+        raise UserError("--trainer.limit_predict_batches leaves nothing to generate; leave it out")
     return predictions[0]

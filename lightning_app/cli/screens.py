@@ -1,6 +1,7 @@
-"""What fit says before training and after it."""
+"""What `fit` prints before and after training."""
 
 import shlex
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from lightning_app import hardware
@@ -20,8 +21,11 @@ LONG_VALIDATION = (
 
 
 def validation_is_long(job: "Job", interval: int, limit: float | int | None) -> bool:
-    """Whether a validation takes longer than the training between two: scoring is a third of
-    training's work, and an equally long part of the training text is scored too."""
+    """Whether a validation takes longer than the training between two validations.
+
+    Scoring a character takes a third of the time of training on it, and an equally long part of the
+    training text is scored too.
+    """
     if isinstance(limit, int):
         return False
     first, last = job.data.bounds["val"]
@@ -29,8 +33,8 @@ def validation_is_long(job: "Job", interval: int, limit: float | int | None) -> 
     return 2 * (last - first) / 3 > interval * batch
 
 
-def before(request: "FitRequest", start: "Start", job: "Job") -> list[str]:
-    """What is about to happen: corpus, network, machine, length."""
+def lines_before(request: "FitRequest", start: "Start", job: "Job") -> list[str]:
+    """The lines before training: corpus, network, device, length."""
     data, gpt, facts = job.data, job.model.gpt, job.facts
     flags = request.config.trainer
     parameters = sum(p.numel() for p in gpt.parameters())
@@ -56,27 +60,27 @@ def before(request: "FitRequest", start: "Start", job: "Job") -> list[str]:
         *(LONG_VALIDATION if long else ()),
         f"run        {request.folder} (watch it: tensorboard --logdir {LOGS})"
         if not request.dev_run
-        else "run        none: fast_dev_run leaves no trace",
+        else "run        none: fast_dev_run writes no files",
     ]
 
 
-def finished(run: str, reason: str, start: "Start") -> list[str]:
-    """Nothing is left to train: why, and how good the run is."""
+def lines_if_finished(run: str, reason: str, start: "Start") -> list[str]:
+    """The lines if no steps are left to train: the reason, and the best loss."""
     lines = [f"run {run} is {reason}"]
     if start.state and (best := start.state[SECTION]["best"]):
         lines.append(f"best val/loss {best['loss']:.4f} at step {best['step']:,}")
     return lines
 
 
-def after(request: "FitRequest", job: "Job", seconds: float) -> list[str]:
-    """The screen at the end: how good, where it is, a sample, what to type next."""
+def lines_after(request: "FitRequest", job: "Job", seconds: float) -> list[str]:
+    """The lines after training: metrics, the checkpoint, a sample, and the next commands."""
     best, steps = job.checkpoints.best, job.trainer.global_step
     how, more = f"finished: {steps:,}", ""
     if job.checkpoints.stopped_early:
         how = f"stopped early after {steps:,}"
     elif steps < job.trainer.max_steps:  # by max_time, or a user's callback
         how = f"stopped after {steps:,} of {job.trainer.max_steps:,}"
-        more = "; the same command continues"
+        more = "; the same command resumes it"
     lines = [f"run {request.run} {how} steps, {seconds / 60:.1f} minutes{more}", ""]
     path = request.folder / "checkpoints" / "best.ckpt"
     if not best or not path.exists():
@@ -98,7 +102,7 @@ def after(request: "FitRequest", job: "Job", seconds: float) -> list[str]:
     text = trained.generate(prompt, seed=request.config.seed_everything, max_new_tokens=300)
     example = "O God, O God!"
     if job.data.source.corpus not in ("shakespeare", "tiny_shakespeare"):
-        example = " ".join(trained.tokenizer.drop_invalid(text).split())[:20]
+        example = example_prompt(trained.tokenizer.drop_invalid(text))
     return [
         *lines,
         "",
@@ -107,7 +111,26 @@ def after(request: "FitRequest", job: "Job", seconds: float) -> list[str]:
         "-" * 60,
         "",
         "next:",
-        f"  python main.py predict --run {request.run} --prompt {shlex.quote(example)}",
-        f"  python main.py test --run {request.run}",
+        *next_commands(request.run, example),
+    ]
+
+
+def example_prompt(text: str) -> str:
+    """Up to 20 printable characters that follow each other in `text`, to be typed as a prompt.
+
+    They are all in the alphabet of the network that generated `text`. Empty if there are none.
+    """
+    printable = (
+        "".join(run).strip() for is_printable, run in groupby(text, str.isprintable) if is_printable
+    )
+    return next(filter(None, printable), "")[:20].strip()
+
+
+def next_commands(run: str, prompt: str) -> list[str]:
+    """What to type after training, quoted for a POSIX shell."""
+    name = shlex.quote(run)
+    return [
+        f"  python main.py predict --run {name} --prompt {shlex.quote(prompt)}",
+        f"  python main.py test --run {name}",
         f"  tensorboard --logdir {LOGS}",
     ]

@@ -18,7 +18,7 @@ EVALUATION_DEFAULTS = {  # of validate, test and predict, in place of the Traine
 
 
 def check_flags(trainer: Namespace) -> None:
-    """Raise UserError for flags of fit that have no meaning here, or a value out of range.
+    """Raises UserError for flags of `fit` that have no meaning here or are out of range.
 
     Training is counted in optimizer steps, and validation in micro-batches: a text is one endless
     stream of windows, without epochs.

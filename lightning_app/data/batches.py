@@ -27,21 +27,21 @@ Batch = tuple[Tensor, Tensor]  # idx, targets: int64 (B, T) each; a target of -1
 class TrainBatches:
     """Training micro-batches of one process, an epoch at a time.
 
-    What a micro-batch holds is decided by its number, whatever happened before, so a run that is
-    resumed at a number reads on as if it had never stopped. An epoch begins at `position()`, or
-    where the last one ended.
+    The content of a micro-batch depends on its number alone, so a resumed run reads the same
+    characters as one that was never stopped. An epoch begins with micro-batch number `position()`,
+    or where the last one ended.
     """
 
     ids: NDArray  # of the training text
     stream: TrainStream
     process: int  # of stream.processes
     schedule: WindowSchedule
-    max_steps: int  # of the run, for the schedule; -1 is not known
-    length: int | None  # micro-batches in an epoch; None is endless
+    max_steps: int  # of the run, for the schedule; -1 if not known
+    length: int | None  # micro-batches in an epoch; None for an endless one
     position: Callable[[], int] | None = None  # number of the micro-batch that comes next
-    cycle: int | None = None  # repeat the first so many micro-batches over and over
+    cycle: int | None = None  # repeat this many micro-batches, the first ones
     replacer: NameReplacer | None = None
-    served: int = 0  # micro-batches
+    next_batch: int = 0  # number of the micro-batch that comes next, without `position`
 
     def __len__(self) -> int:
         if self.length is None:
@@ -49,10 +49,10 @@ class TrainBatches:
         return self.length
 
     def __iter__(self) -> Iterator[Batch]:
-        k = self.served if self.position is None else self.position()
+        k = self.next_batch if self.position is None else self.position()
         end = None if self.length is None else k + self.length
         while end is None or k < end:
-            self.served = k + 1
+            self.next_batch = k + 1
             yield self.batch(k)
             k += 1
 
@@ -68,7 +68,7 @@ class TrainBatches:
 
 
 def batches_per_pass(stream: TrainStream) -> int:
-    """How many micro-batches read the training text about once: whole steps, at least one."""
+    """How many micro-batches read the training text about once: at least one complete step."""
     windows = windows_per_epoch(stream.characters, stream.block_size)
     per_step = stream.batch_size * stream.processes * stream.accumulate
     return max(1, windows // per_step) * stream.accumulate
@@ -76,12 +76,13 @@ def batches_per_pass(stream: TrainStream) -> int:
 
 @dataclass
 class EvalBatches(Sequence[Batch]):
-    """The characters first..last-1 of a text in windows side by side, each scored exactly once.
+    """The characters first..last-1 of a text in consecutive windows, each scored exactly once.
 
-    Processes take turns; all have the same number of batches, the last ones padded.
+    Batches are given to the processes in turn. All processes have the same number; the last batches
+    are padded.
     """
 
-    ids: NDArray  # of the whole text
+    ids: NDArray  # of the text, all splits
     first: int
     last: int
     block_size: int
@@ -89,7 +90,7 @@ class EvalBatches(Sequence[Batch]):
     batch_size: int
     process: int = 0
     processes: int = 1
-    id_map: NDArray[np.int64] | None = None  # the network's id for each of the text's
+    id_map: NDArray[np.int64] | None = None  # (V of the text,): the network's ids
 
     def __len__(self) -> int:
         count = count_eval_windows(self.first, self.last, self.stride)

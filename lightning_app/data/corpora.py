@@ -1,4 +1,4 @@
-"""Finding a corpus: a name or a path becomes a list of UTF-8 files on disk.
+"""Find a corpus: from a name or a path to a list of UTF-8 files on disk.
 
 The files are not decoded here. Only `shakespeare`, which is built, and downloaded texts, whose hash
 is checked, are read.

@@ -23,7 +23,7 @@ class CharDataModule(L.LightningDataModule):
     """Characters of a text as training, validation and test batches of (idx, targets).
 
     Works with any LightningModule that takes such batches, and without a Trainer. With a Trainer
-    that counts epochs, an epoch is one pass over the training text, or the whole run where
+    that counts epochs, an epoch is one pass over the training text, or the complete run if
     max_steps is less. A batch is a function of the seed and its number alone, so a resumed run
     reads the same characters as one that was never stopped.
 
@@ -31,27 +31,27 @@ class CharDataModule(L.LightningDataModule):
         corpus: The text: a UTF-8 file, a folder, a glob, or a name (shakespeare,
             tiny_shakespeare, text8, enwik8).
         block_size: Characters the model sees at once (its context).
-        batch_size: Windows in a batch, per process. Of shorter windows (window_schedule), as many
-            as have the same number of characters.
+        batch_size: Windows in a batch, per process. If windows are shorter (window_schedule), a
+            batch has more of them, so that the number of characters is the same.
         splits: Fractions of the text for training, validation and test, in this order; the last
             may be left out.
         hold_out: characters: splits are cut at a character; files: at the nearest beginning of a
-            file, so that whole files of a folder or glob are held out.
-        unit: What the text is cut into: char, or byte, which reads any file as it is; null is byte
-            for enwik8 and char for all others.
+            file, so that complete files of a folder or glob are held out.
+        unit: What has an id: char, a character of UTF-8 text, or byte, a byte of any file; null is
+            byte for enwik8 and char for all others.
         replace_names: Probability that a name in a training window is replaced by an invented one,
             the same throughout the window. Names are words that occur often in one fifth of the
             training text and nowhere else; without replacement the model memorises them and
             predicts them where other names occur.
         window_schedule: Pairs [from, size]: from this fraction of the run on, training windows have
-            this fraction of block_size, and a batch has more of them. Short windows at first teach
-            the same for less attention, and from more places of the text.
-        data_dir: Folder of downloaded corpora and of encoded texts.
-        seed: Decides the order of the windows.
-        val_gap: While fitting, score a part of the training text as long as the validation split
-            too, as a second validation dataloader (CharGPT logs the difference as val/gap).
+            this fraction of block_size, and a batch has more of them. Early in a run short windows
+            are enough: attention takes less time, and a batch shows more places of the text.
+        data_dir: Folder for downloaded corpora and encoded texts.
+        seed: Determines the order of the windows.
+        val_gap: In `fit`, also score a part of the training text as long as the validation split,
+            as a second validation dataloader (CharGPT logs the difference as val/gap).
         alphabet: Use the ids of this alphabet (a trained network's), which must have every
-            character of the text; null is the text's own.
+            character of the text; null is the alphabet of the text.
         eval_stride: Characters that each evaluation window scores, at its end; null is all of them.
     """
 
@@ -88,12 +88,12 @@ class CharDataModule(L.LightningDataModule):
     # The text
 
     def prepare_data(self) -> None:
-        """Build and encode the corpus (one process at a time; the others find it done)."""
+        """Build and encode the corpus: one process does this, the others wait for it."""
         self.setup()
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the text. Raises UserError for one that is missing, empty or not UTF-8, or that has
-        characters which a given alphabet lacks."""
+        """Read the text. Raises UserError if it is missing, empty or not UTF-8, or if it has
+        characters that the given alphabet lacks."""
         if self._split_text is not None:
             return
         split_text = self.source.read()
@@ -125,7 +125,7 @@ class CharDataModule(L.LightningDataModule):
 
     @property
     def alphabet(self) -> str:
-        """The characters, sorted; a character's place is its id."""
+        """The characters, sorted; a character's index is its id."""
         return self.given_alphabet or self.text.alphabet
 
     @property
@@ -144,7 +144,7 @@ class CharDataModule(L.LightningDataModule):
         return self._counts
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps, to find and to recognise the same data again."""
+        """What a checkpoint stores, so that the same data can be found and recognised."""
         return {
             "corpus": self.split_text.corpus.name,
             "splits": self.source.splits,
@@ -161,7 +161,7 @@ class CharDataModule(L.LightningDataModule):
     # Batches
 
     def check_train_split(self) -> None:
-        """Raises UserError when the training split has no room for a window."""
+        """Raises UserError if the training split is shorter than one window."""
         train = self.bounds["train"][1]
         if train == 0:
             raise UserError(
@@ -215,13 +215,13 @@ class CharDataModule(L.LightningDataModule):
         if not self.val_gap or self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return val
         length = min(val.last - val.first, self.bounds["train"][1])
-        return [val, self.stretch(0, length)]
+        return [val, self.eval_range(0, length)]
 
     def test_dataloader(self) -> EvalBatches:
         return self.eval_batches("test")
 
     def eval_batches(self, split: str) -> EvalBatches:
-        """The windows that score a split. Raises UserError for an empty one."""
+        """The windows that score a split. Raises UserError if it is empty."""
         first, last = self.bounds[split]
         if last - max(first, 1) < 1:
             remedy = "use `validate`, or give " if split == "test" else "give "
@@ -231,9 +231,9 @@ class CharDataModule(L.LightningDataModule):
             raise UserError(
                 f"the {split} split is empty (--data.splits {self.source.splits}); {remedy}{what}"
             )
-        return self.stretch(first, last)
+        return self.eval_range(first, last)
 
-    def stretch(self, first: int, last: int) -> EvalBatches:
+    def eval_range(self, first: int, last: int) -> EvalBatches:
         """The windows that score the characters first..last-1 of the corpus."""
         return EvalBatches(
             self.text.ids,

@@ -1,4 +1,4 @@
-"""Published texts, downloaded once and checked against a hash, or put in their place by hand."""
+"""Published texts, downloaded once, or put into the data folder by hand, and checked by hash."""
 
 import hashlib
 import sys

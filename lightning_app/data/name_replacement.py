@@ -36,8 +36,8 @@ class NameReplacer:
 
     A name is a word that occurs at least MIN_COUNT times in one fifth of the training text and
     never in the others. Its replacement has the same length and is a pure function of the seed, the
-    start of the window and the name, so it is the same at all places of a window. A name that the
-    edge of a window cuts is not recognised and not replaced.
+    start of the window and the name, so it is the same at all places of a window. A name of
+    which only a part is in the window is not recognised and not replaced.
     """
 
     def __init__(
@@ -89,8 +89,8 @@ class NameReplacer:
     def replace(self, windows: NDArray[np.int64], starts: NDArray[np.int64]) -> None:
         """Replace names in windows (B, T) of ids, in place.
 
-        `starts` (B,) are their positions in the text. Parts of a window that are given the start of
-        the whole window get the same replacements.
+        `starts` (B,) are their positions in the text. If parts of one window are given with the
+        start of that window, a name gets the same replacement in all of them.
         """
         for window, start in zip(windows, starts, strict=True):
             key = self.seed + int(start).to_bytes(8, "little")

@@ -1,4 +1,4 @@
-"""Which text, and which of its characters train a network or are held out to score it."""
+"""Which text is used, and which of its characters are for training, validation and test."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -39,10 +39,10 @@ class TextSource:
         splits: Fractions of the text for training, validation and test, in this order; the last
             may be left out.
         hold_out: characters: splits are cut at a character; files: at the nearest beginning of a
-            file, so that whole files of a folder or glob are held out.
-        unit: What the text is cut into: char, or byte, which reads any file as it is; null is byte
-            for enwik8 and char for all others.
-        data_dir: Folder of downloaded corpora and of encoded texts.
+            file, so that complete files of a folder or glob are held out.
+        unit: What has an id: char, a character of UTF-8 text, or byte, a byte of any file; null is
+            byte for enwik8 and char for all others.
+        data_dir: Folder for downloaded corpora and encoded texts.
     """
 
     corpus: str = "shakespeare"
@@ -57,15 +57,19 @@ class TextSource:
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
+        """The names of the options."""
         return tuple(f.name for f in fields(cls))
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "TextSource":
-        """The source that a mapping with these (and other) names describes."""
+        """The source with the values of a mapping, which may have other names too."""
         return cls(**{name: values[name] for name in cls.names() if name in values})
 
     def read(self) -> SplitText:
-        """Find the corpus, encode it and split it. Raises UserError."""
+        """Find the corpus, encode it and split it.
+
+        Raises UserError if it is missing, unreadable, empty or not UTF-8.
+        """
         corpus = find_corpus(self.corpus, Path(self.data_dir))
         text = encode_files(corpus.files, Path(self.data_dir) / "cache", self.unit or corpus.unit)
         starts = text.starts if corpus.snap or self.hold_out == "files" else None
@@ -88,10 +92,10 @@ def check_splits(fractions: Sequence[float]) -> None:
 def split_bounds(
     n: int, fractions: Sequence[float], starts: Sequence[int] | None = None
 ) -> dict[str, tuple[int, int]]:
-    """First and one-past-last character of each split of a text of n characters, side by side.
+    """First and one-past-last character of each split of a text of n characters; consecutive.
 
-    With `starts`, where its files begin, boundaries move to the nearest of them (or to the end), so
-    that whole files are held out.
+    With `starts`, the positions where its files begin, boundaries move to the nearest of them (or
+    to the end), so that complete files are held out.
     """
     ends = [int(round(n * fraction, 6)) for fraction in accumulate(fractions)]
     if starts is not None:

@@ -1,9 +1,9 @@
 """Which characters make a batch: pure functions, so that a run resumes exactly.
 
 Training: `train_batch` is a function of (seed, step, micro-batch, process) alone. An epoch cuts the
-text, from an offset of its own, into windows side by side and visits each once, in the order of a
-keyed permutation: shuffling without replacement in constant memory, for texts of any size.
-Evaluation: windows side by side over a split, each character scored exactly once.
+text, from a random offset, into consecutive windows and reads each once, in the order of a keyed
+permutation: shuffling without replacement in constant memory, for texts of any size.
+Evaluation: consecutive windows over a split, each character scored exactly once.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ def random_keys(seed: int, *parts: int | NDArray) -> NDArray[np.uint64]:
 
 
 def permute(i: NDArray[np.uint64], key: NDArray[np.uint64], n: int) -> NDArray[np.uint64]:
-    """Where a keyed permutation of range(n) sends i: a Feistel network with cycle walking.
+    """The image of i under a keyed permutation of range(n): a Feistel network with cycle walking.
 
     Four rounds on the smallest square power of two >= n (Luby & Rackoff 1988), repeated until the
     result is below n (Black & Rogaway 2002; fewer than four times on average).
@@ -56,7 +56,10 @@ def permute(i: NDArray[np.uint64], key: NDArray[np.uint64], n: int) -> NDArray[n
 
 
 def windows_per_epoch(n: int, block_size: int) -> int:
-    """How many windows of block_size + 1 characters lie side by side in a text of n."""
+    """How many consecutive windows of block_size + 1 characters an epoch reads, of n characters.
+
+    Each begins with the last character of the one before.
+    """
     return max(1, (n - block_size) // block_size)
 
 
@@ -66,11 +69,12 @@ def train_starts(
     """Where the windows of global batch k start, (batch_size,), in a text of n characters.
 
     A window is block_size + 1 characters, the last being only a target; n must exceed block_size.
-    With `batches`, those of batch k and the ones after it, (batches * batch_size,), in one call.
+    With `batches`, the starts of this many consecutive global batches, the first of which is k,
+    (batches * batch_size,).
     """
     assert n > block_size
     per_epoch = windows_per_epoch(n, block_size)
-    offsets = n - per_epoch * block_size  # at least block_size: every position gets its turn
+    offsets = n - per_epoch * block_size  # at least block_size: any position can be a start
     i = np.arange(k * batch_size, (k + batches) * batch_size, dtype=np.uint64)
     epoch, place = i // U64(per_epoch), i % U64(per_epoch)
     key = random_keys(seed, epoch)
@@ -94,14 +98,14 @@ def check_window_schedule(schedule: WindowSchedule, block_size: int) -> None:
         if size % 1 or block_size % size:
             raise UserError(
                 f"--data.window_schedule cuts --data.block_size {block_size} into windows of "
-                f"{size:g}, which are not equal whole parts of it; change one of the two"
+                f"{size:g}, which do not divide it evenly; change one of the two"
             )
 
 
 def window_size(step: int, max_steps: int, block_size: int, schedule: WindowSchedule) -> int:
-    """How many characters the windows of a step (0 is the first) have.
+    """How many characters the windows of a step have; the first step is 0.
 
-    Where the number of steps is not known (max_steps < 1), the schedule's last size.
+    If the number of steps is not known (max_steps < 1), it is the last size of the schedule.
     """
     fraction = 1.0
     for since, size in schedule:
@@ -112,7 +116,7 @@ def window_size(step: int, max_steps: int, block_size: int, schedule: WindowSche
 
 @dataclass(frozen=True)
 class TrainStream:
-    """The endless stream of training windows: all that decides which characters a batch has."""
+    """The endless stream of training windows: everything that determines the content of a batch."""
 
     seed: int
     characters: int  # of the training text
@@ -129,9 +133,9 @@ def train_batch(
 
     Windows are (B, size + 1): inputs and, shifted by one, their targets. A micro-batch has
     batch_size * block_size characters. With size = block_size / p, a group of p steps draws p times
-    as many windows of block_size, and its j-th step reads the j-th part of each: so a step reads
-    from p times as many places, and an epoch still visits every character once. The keys (B,) are
-    where the windows of block_size start, the same for all their parts.
+    as many windows of block_size, and its j-th step reads the j-th part of each. So a step reads
+    from p times as many places, and an epoch still reads every character once. The keys (B,) are
+    the starts of the windows of block_size, which are the same for all their parts.
     """
     parts = stream.block_size // size
     length = parts * stream.accumulate  # micro-batches in a group
@@ -172,8 +176,8 @@ def read_windows(ids: NDArray, starts: NDArray[np.int64], size: int) -> NDArray[
 def count_eval_windows(first: int, last: int, stride: int) -> int:
     """How many windows score the characters first..last-1 of a corpus, each once.
 
-    A character is predicted from those before it, the preceding split's last one included, so only
-    the corpus's very first character is not scored.
+    A character is predicted from those before it, which may be in the preceding split, so only the
+    first character of the corpus is not scored.
     """
     scored = last - max(first, 1)
     return max(0, -(-scored // stride))
@@ -184,13 +188,13 @@ def eval_batch(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Inputs and targets (B, block_size) of the windows numbered `rows`.
 
-    Each window scores `stride` characters, at its end: with stride = block_size windows lie side by
-    side; with a smaller one, characters see at least block_size - stride others, reaching back into
-    the preceding split. Targets are -1 where a window does not score, past the end of the split,
-    and in whole rows numbered past the last window (padding).
+    Each window scores `stride` characters, at its end. With stride = block_size windows do not
+    overlap; with a smaller one, each character is predicted from at least block_size - stride
+    others, which may be in the preceding split. Targets are -1 where a window does not score, past
+    the end of the split, and in all of a row whose number is past the last window (padding).
     """
     scored = max(first, 1) + rows[:, None] * stride  # the first character each window scores
-    begins = np.maximum(scored + stride - block_size, 1)  # at the corpus's start there is less
+    begins = np.maximum(scored + stride - block_size, 1)  # the start of the corpus has less context
     at = begins + np.arange(block_size)
     inside = (at >= scored) & (at < scored + stride) & (at < last)
     at = np.minimum(at, len(ids) - 1)

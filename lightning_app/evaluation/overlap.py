@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 BASE = 0x9E3779B97F4A7C15 | 1  # odd: invertible modulo 2**64
 CHUNK_SIZE = 1 << 20  # characters hashed at a time
+COPY_LENGTH = 50  # characters; in generated text, shorter copies of the training text are normal
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A report on the errors of a network: one HTML page with its figures inside.
+"""A report on the errors of a network: one HTML page, with its plots in the same file.
 
 Loss by position in the window, loss by class of character, calibration, how much of generated text
 is copied from the training text, and the passages with the highest loss.
@@ -18,7 +18,12 @@ from tqdm import tqdm
 from lightning_app.data.batches import Batch
 from lightning_app.data.tokenizer import Tokenizer
 from lightning_app.errors import UserError
-from lightning_app.evaluation.overlap import WindowIndex, covered_characters, passages
+from lightning_app.evaluation.overlap import (
+    COPY_LENGTH,
+    WindowIndex,
+    covered_characters,
+    passages,
+)
 from lightning_app.generation.generate import generate_text
 from lightning_app.generation.sampling import GenerateOptions
 from lightning_app.runs.checkpoint import TrainedModel
@@ -31,7 +36,6 @@ PASSAGE_LENGTH = 80  # characters
 MAX_PASSAGES = 20
 CONTEXT_LENGTH = 60  # characters displayed before a passage
 BINS = 10  # of confidence
-COPY_LENGTH = 50  # characters; shorter copies are normal in any language
 SAMPLE_LENGTH = 3000  # characters generated to look for copies
 MAX_CACHED_ALPHABET = 500  # characters; of larger alphabets most pairs never occur
 

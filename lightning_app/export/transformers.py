@@ -66,7 +66,7 @@ def qwen3_config(gpt: GPT) -> dict[str, Any]:
 def printable_bytes() -> dict[int, str]:
     """The character that `tokenizers` writes for each byte.
 
-    A printable byte stands for itself; the others are numbered from code point 256 on.
+    A printable byte is written as itself; the others are numbered from code point 256 on.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [b for b in range(256) if b not in printable]

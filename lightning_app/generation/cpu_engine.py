@@ -122,9 +122,8 @@ class CPUEngine:
     Args:
         gpt: The network, in float32; it is not changed.
         rows: B.
-        weights: float32 gives the network's own text. bfloat16 and int8 round the weights; for
-            several texts they also use bfloat16 products, where the CPU has them, and keep keys and
-            values in the same format.
+        weights: float32 is exact. bfloat16 and int8 round the weights; for several texts they also
+            use bfloat16 products, if the CPU has them, and store keys and values in this format.
     """
 
     def __init__(self, gpt: GPT, rows: int, weights: WeightFormat = "float32") -> None:
@@ -151,6 +150,7 @@ class CPUEngine:
             self.head = linear(torch.from_numpy(w.head), rows)
 
     def product(self, matrix: NDArray) -> Callable[[Tensor], Tensor]:
+        """A function x (B, columns) -> x @ matrix.T, for matrix (rows, columns)."""
         w = torch.from_numpy(matrix)
         w = w.view(torch.bfloat16) if w.dtype == torch.uint16 else w
         return linear(w.to(self.dtype), self.rows)

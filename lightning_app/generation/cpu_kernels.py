@@ -1,6 +1,6 @@
 """The compiled loops of the CPU engine.
 
-For one text they are the whole network; for several texts, everything between PyTorch's matrix
+For one text they are the complete network; for several texts, everything between PyTorch's matrix
 products. `w` is a `cpu_engine.PackedWeights`, `cache` a `cpu_engine.CPUCache`. Functions write
 their results to arrays given by the caller. `threads` is how many threads share the work.
 
@@ -23,7 +23,7 @@ MAX_EXPONENT = np.float32(80)  # e^-80 is negligible
 
 
 def to_float32(x):
-    """x as float32; a uint16 holds the bits of a bfloat16."""
+    """x as float32; a uint16 is read as the bits of a bfloat16."""
 
 
 @overload(to_float32, inline="always")
@@ -186,7 +186,7 @@ def activate(gate, up, gate_scale, up_scale, out):
         store(out, j, silu(to_float32(gate[j]) * gate_scale[j]) * to_float32(up[j]) * up_scale[j])
 
 
-# One text: the whole network.
+# One text: the complete network.
 
 
 @compiled(fastmath=True, parallel=True)

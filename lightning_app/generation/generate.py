@@ -1,10 +1,10 @@
 """Generation: prompts in, text out, by the engine that suits the network's device.
 
 On a CPU the compiled engine generates (`cpu_engine`), on a GPU PyTorch with a KV cache
-(`torch_engine`). The reference is PyTorch without a cache; tests hold the others equal to it. Each
-character takes one uniform random number from its sample's own generator and inverts the CDF of the
-distribution with it, so a text depends on (seed, prompt number, sample number), not on the batch or
-the engine.
+(`torch_engine`). The reference is PyTorch without a cache; tests check that the others equal it.
+Each character takes one uniform random number from its sample's own generator and inverts the CDF
+of the distribution with it, so a text depends on (seed, prompt number, sample number), not on the
+batch or the engine.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +23,7 @@ from lightning_app.model.gpt import GPT
 
 CHARACTERS_PER_CALL = 16  # that the compiled engine generates before it returns them
 MAX_BATCH = 64  # texts generated together
-COMPILING = "preparing to write {}: compiled once on this machine, in about ten seconds"
+COMPILING = "compiling for {}: once on this machine, about ten seconds"
 
 
 @torch.no_grad()
@@ -46,7 +46,7 @@ def generate_compiled(
         COMPILING.format("one text" if len(prompts) == 1 else "several texts at once")
     )
     while True:
-        # A row without text takes part with id 0; what is drawn for it is not used.
+        # A row without text is computed with id 0; the character drawn for it is not used.
         windows = [h.window() or [0] for h in histories]
         positions = np.array([len(w) - 1 for w in windows])
         count = 1 if empty else min(CHARACTERS_PER_CALL, block_size - positions.max())
@@ -66,9 +66,9 @@ def generate_compiled(
 
 
 def sample_rng(seed: int, prompt: int, sample: int) -> np.random.Generator:
-    """The random numbers of one sample of one prompt; they depend on nothing else.
+    """The random numbers of one sample of one prompt, both numbered from 0.
 
-    `prompt` and `sample` are numbers that count from 0.
+    They do not depend on how many prompts and samples there are.
     """
     return np.random.default_rng([seed, prompt, sample])
 
@@ -84,7 +84,7 @@ def generate_ids(
     """Yield the next id of every row, (B,), without end.
 
     prompts: The ids of each row's prompt; rows may differ in length. An empty row's first character
-        is drawn from `unigram` (V,), or evenly from the alphabet if that is None.
+        is drawn from `unigram` (V,), or uniformly from the alphabet if that is None.
     rngs: Each row's random numbers, one per character.
     options: Resolved options; max_new_tokens and stop are not applied here.
 
@@ -114,10 +114,10 @@ def generate_text(
     are generated together, before the first of them is yielded, so memory does not grow with their
     number.
 
-    options: May be unresolved.
+    options: Resolved or not.
     seed: Of the random numbers; sample i of prompt j does not depend on how many there are.
     unigram: The training text's character distribution (V,), from which the first character after
-        an empty prompt is drawn; if None, it is drawn evenly from the alphabet.
+        an empty prompt is drawn; if None, it is drawn uniformly from the alphabet.
     on_characters: Called after each character with the new text of each row of the current batch
         ('' for a text that has ended, or for a byte that completes no character).
     weights: The format of the weights on a CPU; other devices ignore it.

@@ -11,7 +11,7 @@ from lightning_app.model.kv_cache import context_length
 
 
 class History:
-    """The last block_size ids of one row's text, and the length of the whole text."""
+    """The last block_size ids of one row's text, and the length of the complete text."""
 
     def __init__(self, ids: Sequence[int], block_size: int) -> None:
         self.block_size = block_size
@@ -23,7 +23,7 @@ class History:
         self.n += len(ids)
 
     def window(self) -> list[int]:
-        """The ids that the network sees: as many of the last ones as `context_length` says."""
+        """The ids that the network sees: the last `context_length` ones."""
         length = context_length(self.n, self.block_size)
         return list(self.recent)[-length:]
 
@@ -34,6 +34,14 @@ def characters_seen(prompts: Sequence[Sequence[int]], vocab_size: int) -> NDArra
     for row, prompt in zip(seen, prompts, strict=True):
         row[list(prompt)] = True
     return seen
+
+
+def unigram_distribution(counts: Sequence[int] | None) -> NDArray[np.float64] | None:
+    """Probabilities of the characters, (V,), from their numbers of occurrences; None for None."""
+    if counts is None:
+        return None
+    occurrences = np.array(counts, dtype=np.float64)
+    return occurrences / occurrences.sum()
 
 
 def first_ids(

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from lightning_app.errors import UserError
 from lightning_app.generation.numba_cache import compiled
 
-# Each method, and its limit when nothing else is said (None: it has no limit). A limit's option has
-# its method's name.
+# Each method, and the default of its limit (None: it has no limit). The option of a limit has the
+# name of the method.
 SAMPLING_METHODS: dict[str, float | None] = {
     "argmax": None,
     "prob": None,
@@ -37,10 +37,10 @@ SAMPLING_METHODS: dict[str, float | None] = {
 ARGMAX, PROB, TOP_K, TOP_P, MIN_P = range(len(SAMPLING_METHODS))  # their numbers when compiled
 DEFAULT_METHOD = "top_p"
 LIMITS = tuple(method for method, default in SAMPLING_METHODS.items() if default is not None)
-# The options that together are one decision: giving one of them replaces all.
+# The options that choose the method: giving one of them resets the others.
 SAMPLING_OPTIONS = frozenset({"sampling", *LIMITS})
 
-RANGES = (
+RANGES = (  # lowest and highest value
     ("temperature", 0, inf),
     ("top_k", 0, inf),
     ("top_p", 0, 1),
@@ -48,6 +48,7 @@ RANGES = (
     ("repetition_penalty", 0, inf),
     ("max_new_tokens", 0, inf),
 )
+WHOLE_NUMBERS = ("top_k", "max_new_tokens")
 
 SamplerArgs = tuple[int, float, float, float]
 
@@ -57,15 +58,15 @@ class GenerateOptions:
     """How characters are chosen.
 
     Args:
-        sampling: argmax (the most likely), prob (by probability), top_k, top_p or min_p (by
-            probability among the most likely); top5 is top_k with 5. If unset, it follows from
-            which of top_k, top_p and min_p is given; top_p if none is.
+        sampling: argmax (the most likely), prob (drawn by probability), top_k, top_p or min_p
+            (drawn by probability among the most likely); top5 is top_k with 5. Default: the one of
+            top_k, top_p and min_p that is given, else top_p.
         temperature: Below 1 gives more predictable text, above 1 more varied text; 0 is argmax.
-        top_k: Choose among the k most likely characters (5 if only the sampling is given).
+        top_k: Choose among the k most likely characters (5 if --sampling top_k is given alone).
         top_p: Choose among the fewest most likely characters whose probabilities reach this sum
-            (0.9).
+            (0.9 if not given).
         min_p: Choose among characters with at least this fraction of the highest probability
-            (0.05).
+            (0.05 if not given).
         repetition_penalty: Above 1 makes characters already in the text less likely; 1 is off.
         max_new_tokens: How many characters to generate.
         stop: Stop after this text, which is included.
@@ -81,8 +82,10 @@ class GenerateOptions:
     stop: str | None = None
 
     def updated(self, **given: Any) -> "GenerateOptions":
-        """These options with others in place of some; giving one of SAMPLING_OPTIONS drops all of
-        them. Raises UserError for a name that is not an option."""
+        """A copy with the `given` options; giving one of SAMPLING_OPTIONS first resets all of them.
+
+        Raises UserError for a name that is not an option.
+        """
         names = [f.name for f in fields(self)]
         if unknown := [name for name in given if name not in names]:
             raise UserError(f"there is no option {unknown[0]}; use one of {', '.join(names)}")
@@ -91,23 +94,29 @@ class GenerateOptions:
         return replace(self, **given)
 
     def check_ranges(self) -> None:
-        """Raises UserError for a value outside its range; the command line has checked it."""
+        """Raises UserError for a value of the wrong type or outside its range.
+
+        The command line checks its own options; values from Python, a config or a checkpoint are
+        checked here.
+        """
         for name, lowest, highest in RANGES:
             value = getattr(self, name)
-            if value is not None and not (
-                isinstance(value, (int, float)) and lowest <= value <= highest
-            ):
+            types = (int,) if name in WHOLE_NUMBERS else (int, float)
+            if value is not None and not (isinstance(value, types) and lowest <= value <= highest):
+                what = "a number" if float in types else "a whole number"
                 limit = (
                     f"from {lowest:g} to {highest:g}" if highest < inf else f"{lowest:g} or more"
                 )
-                raise UserError(f"{name} is {value!r}; give a number, {limit}")
+                raise UserError(f"{name} is {value!r}; give {what}, {limit}")
+        if not isinstance(self.stop, str | None):
+            raise UserError(f"stop is {self.stop!r}; give a text")
         if not self.repetition_penalty > 0:
             raise UserError("repetition_penalty is 0; give a number above 0")
 
     def resolve(self) -> "GenerateOptions":
         """Fill in the sampling method and its limit; raises UserError for contradicting options.
 
-        Resolved options name one of SAMPLING_METHODS and no limit but that method's own.
+        Resolved options name one of SAMPLING_METHODS and, if it has one, its limit only.
         """
         self.check_ranges()
         given = {name: getattr(self, name) for name in LIMITS if getattr(self, name) is not None}
@@ -231,8 +240,8 @@ def fill_distribution(
 
 @compiled()
 def draw_one(p: NDArray[np.float64], uniform: float) -> int:
-    """The first id at which the cumulative sum of p (V,) exceeds `uniform`, in [0, 1), of its
-    total."""
+    """The first id at which the cumulative sum of p (V,) exceeds `uniform` times the total of p;
+    `uniform` is in [0, 1)."""
     total = 0.0
     for v in range(len(p)):
         total += p[v]

@@ -13,7 +13,7 @@ from lightning_app.model.kv_cache import KVCache, context_length
 
 
 def uncached_logits(gpt: GPT, histories: Sequence[History]) -> NDArray[np.float32]:
-    """The reference: logits (B, V) from each row's whole window, one row at a time."""
+    """The reference: logits (B, V) computed from the full window of each row, one row at a time."""
     device = gpt.embedding.weight.device
     rows = [gpt.forward(torch.tensor([h.window()], device=device))[0, -1] for h in histories]
     return torch.stack(rows).float().cpu().numpy()
@@ -73,7 +73,7 @@ def generate_torch(
         if empty:
             ids[empty] = first_ids(unigram, gpt.config.vocab_size, uniform[empty])
         if len(empty) < len(prompts):
-            # A row without text takes part with id 0; what is drawn for it is not used.
+            # A row without text is computed with id 0; the character drawn for it is not used.
             contexts = [History([0], h.block_size) if h.n == 0 else h for h in histories]
             drawn = draw(distribution(compute_logits(gpt, contexts), seen, options), uniform)
             others = [row for row in range(len(prompts)) if row not in empty]

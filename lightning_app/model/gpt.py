@@ -3,7 +3,7 @@
 Pre-norm RMSNorm (arXiv 1910.07467), rotary positions (2104.09864), RMS-normalised queries and keys
 (2302.05442), SwiGLU (2002.05202), grouped-query attention (2305.13245), no biases: today's standard
 block. The library `transformers` has it under the name Qwen3, so an exported network needs no
-custom code. The decoder as a whole is Algorithm 10 of *Formal Algorithms for Transformers*
+custom code. The complete decoder is Algorithm 10 of *Formal Algorithms for Transformers*
 (2207.09238).
 
 Shapes: B rows, T characters, S cached positions, V characters in the alphabet, D = n_embd.
@@ -84,7 +84,7 @@ class GPTConfig:
     def flops_per_character(self) -> int:
         """FLOPs of training on one character of a full window.
 
-        6 per weight of a matrix product, and for attention its two products over the whole window,
+        6 per weight of a matrix product, and for attention its two products over the full window,
         forward and backward; counted as in the PaLM paper (arXiv 2204.02311, appendix B).
         """
         d, kv = self.n_embd, self.n_kv_head * self.head_dim
@@ -94,6 +94,8 @@ class GPTConfig:
 
 
 class RMSNorm(nn.Module):
+    """x / RMS(x) * weight over the last dimension (arXiv 1910.07467)."""
+
     def __init__(self, size: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
@@ -112,6 +114,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
+    """Causal self-attention with rotary positions, x (B, T, D) to (B, T, D)."""
+
     def __init__(self, c: GPTConfig) -> None:
         super().__init__()
         kv_size = c.n_kv_head * c.head_dim
@@ -141,6 +145,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    """SwiGLU (arXiv 2002.05202), x (B, T, D) to (B, T, D)."""
+
     def __init__(self, c: GPTConfig) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(c.n_embd, c.mlp_size, bias=False)
@@ -154,6 +160,8 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
+    """Attention, then the MLP; the output of each is added to its input, x (B, T, D)."""
+
     def __init__(self, c: GPTConfig) -> None:
         super().__init__()
         self.attention_norm, self.attention = RMSNorm(c.n_embd), Attention(c)
@@ -168,6 +176,8 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
+    """The network: ids (B, T) to logits (B, T, V) of the characters that follow."""
+
     cos: Tensor  # (block_size, head_dim / 2)
     sin: Tensor
 
@@ -176,7 +186,7 @@ class GPT(nn.Module):
         c = self.config = config
         self.embedding = nn.Embedding(c.vocab_size, c.n_embd)
         self.dropout = Dropout(c.dropout)
-        # mypy takes what an nn.ModuleList holds for any nn.Module
+        # for mypy the elements of an nn.ModuleList are of type nn.Module
         self.blocks = cast(Sequence[Block], nn.ModuleList(Block(c) for _ in range(c.n_layer)))
         self.norm = RMSNorm(c.n_embd)
         self.lm_head = nn.Linear(c.n_embd, c.vocab_size, bias=False)
@@ -248,8 +258,8 @@ class GPT(nn.Module):
     ) -> Tensor:
         """`idx` (B, T), T at least 1, followed by max_new_tokens ids: (B, T + max_new_tokens).
 
-        Temperature 0 always takes the most likely character. `uniform` (B, max_new_tokens) holds
-        the random numbers in [0, 1) to draw with, one per character; by default torch draws them.
+        Temperature 0 always takes the most likely character. `uniform` (B, max_new_tokens) are the
+        random numbers in [0, 1) to draw with, one per character; by default torch draws them.
         Call in evaluation mode.
 
         This is the short reference, without a cache. `lightning_app.generation` is faster, has more

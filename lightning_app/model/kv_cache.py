@@ -49,7 +49,9 @@ class KVCache:
         """`shape` is (n_layer, B, n_kv_head, block_size, head_dim); dtype and device as `like`."""
         self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
         self.rows = torch.arange(shape[1], device=like.device)[:, None]  # (B, 1)
-        self.length = torch.zeros(shape[1], dtype=torch.long)  # (B,), on the host: it sets shapes
+        self.length = torch.zeros(
+            shape[1], dtype=torch.long
+        )  # (B,), on the CPU: shapes depend on it
 
     def layers(self, T: int) -> list[LayerCache]:
         """Each layer's cache for the next T characters of every row."""

@@ -1,8 +1,8 @@
-"""Checkpoint files: written whole or not at all, and read as data that may be broken or hostile.
+"""Checkpoint files: written completely or not at all, and read without executing anything in them.
 
-A checkpoint is Lightning's dictionary and one section of ours, `lightning_app`, which holds what
-the file needs to stand alone. Everything in it is a tensor, a number, a string or a container of
-them: it loads with `weights_only=True`.
+A checkpoint is Lightning's dictionary with one section of ours, `lightning_app`, so that the file
+can be used without its config and its text. Everything in it is a tensor, a number, a string or a
+container of them: it loads with `weights_only=True`.
 """
 
 import errno
@@ -25,25 +25,27 @@ from lightning_app.data.tokenizer import Tokenizer
 from lightning_app.errors import UserError
 from lightning_app.files import atomic_write
 from lightning_app.generation.generate import generate_text
+from lightning_app.generation.history import unigram_distribution
 from lightning_app.generation.sampling import GenerateOptions
 from lightning_app.model.gpt import GPT, GPTConfig
 
-CHECKPOINT_FORMAT = 2  # raise it when older programs could not read a file, or would read it wrong
+CHECKPOINT_FORMAT = 2  # raise it if an older version could not read a new file, or read it wrongly
 SECTION = "lightning_app"
 DATA = "CharDataModule"  # where Lightning keeps the datamodule's state
-RAW_WEIGHTS = "current_model_state"  # of a run with averaged weights: those that training resumes
-# from; the average is the state_dict (the layout of Lightning's WeightAveraging callback)
-LEGACY_DEFAULTS = {  # what files of format 1 without these meant
+# In a run with averaged weights, the weights from which training resumes; the state_dict is the
+# average. Lightning's WeightAveraging callback has the same layout.
+RAW_WEIGHTS = "current_model_state"
+LEGACY_DEFAULTS = {  # values of keys that a file of format 1 may lack
     "hold_out": "characters",
     "unit": "char",
     "replace_names": 0.0,
     "window_schedule": [[0.0, 1.0]],
     "data_dir": "data",
-    "origin": None,  # the file that the run was started from, "" for none; not known
+    "origin": None,  # not known; else the file that the run was started from, or ""
 }
 RENAMED = {"rename": "replace_names", "figures": "metrics"}  # in our section, since format 2
 PREVIOUS_NAME = "previous.ckpt"  # the last.ckpt before the newest
-POSITIONS_LIMIT = 64 << 20  # bytes of rotary positions that a small file may ask for
+POSITIONS_LIMIT = 64 << 20  # bytes of rotary positions allowed for a smaller file
 PICKLE_LIMIT = 256 << 20  # bytes; everything except tensors takes kilobytes, at most a megabyte
 ALLOWED_GLOBALS = ("collections OrderedDict", "torch._utils _rebuild_tensor_v2")
 FORBIDDEN_OPCODES = ("STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4")
@@ -52,7 +54,7 @@ CORRUPT_ERRORS = (KeyError, TypeError, ValueError, AttributeError, IndexError, R
 
 
 def write_checkpoint(state: dict[str, Any], path: Path, previous: Path | None = None) -> None:
-    """Write a checkpoint whole or not at all; with `previous`, keep the old file under that name.
+    """Write a checkpoint completely or not at all; `previous` is a new name for the old file.
 
     Raises OSError for a full disk.
     """
@@ -66,17 +68,19 @@ def write_checkpoint(state: dict[str, Any], path: Path, previous: Path | None = 
 
 
 def to_plain(value: Any) -> Any:
-    """The same with bare numbers, strings and containers: parsers and torch hand out subclasses,
-    which a safe reader refuses."""
+    """A copy of `value` with plain numbers, strings and containers.
+
+    Parsers and torch return subclasses of these, which `weights_only=True` refuses to load.
+    """
     if isinstance(value, dict):
         return {to_plain(k): to_plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [to_plain(v) for v in value]
     if isinstance(value, str):
         return str.__str__(value)  # an enum's own str() would name the member
-    for kind in (bool, int, float):
-        if isinstance(value, kind):
-            return kind(value)
+    for plain in (bool, int, float):
+        if isinstance(value, plain):
+            return plain(value)
     return value
 
 
@@ -103,7 +107,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} was not written by this program; train with fit to make one")
     version = state[SECTION].get("format")
     if not isinstance(version, int) or version < 1:
-        raise UserError(f"{path} is damaged: it does not say its format")
+        raise UserError(f"{path} is damaged: its format is missing")
     if version > CHECKPOINT_FORMAT:
         raise UserError(
             f"{path} has format {version}, newer than this program's "
@@ -114,7 +118,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def upgrade(state: dict[str, Any]) -> None:
-    """Bring a checkpoint of format 1 into today's form, in place."""
+    """Convert a checkpoint of format 1 to the present format, in place."""
     section = state.get(SECTION)
     if not isinstance(section, dict) or section.get("format") != 1:
         return
@@ -140,11 +144,11 @@ def upgrade(state: dict[str, Any]) -> None:
 
 
 def check_archive(path: Path) -> None:
-    """Raises ValueError for an archive that `write_checkpoint` does not make.
+    """Raises ValueError for an archive that `write_checkpoint` cannot have written.
 
-    Its entries are stored, not compressed, so none is larger than the file says; its pickle names
-    tensors and dictionaries and nothing else. `weights_only` alone allows more than a checkpoint
-    needs, and an allowed bytearray(10**10) would fill the memory.
+    Its entries are stored without compression, so they cannot be larger than the file, and its
+    pickle names the functions that restore tensors and dictionaries, and no others. `weights_only`
+    alone allows more than a checkpoint needs: bytearray(10**10) would fill the memory.
     """
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
@@ -154,7 +158,7 @@ def check_archive(path: Path) -> None:
             raise ValueError("its entries overlap")
         pickles = [e for e in entries if e.filename.endswith(".pkl")]
         if len(pickles) != 1 or pickles[0].file_size > PICKLE_LIMIT:
-            raise ValueError("it has no single description of its contents")
+            raise ValueError("it must contain exactly one pickle, of a normal size")
         for opcode, argument, _ in pickletools.genops(archive.read(pickles[0])):
             if opcode.name == "GLOBAL":
                 named = str(argument)
@@ -166,44 +170,41 @@ def check_archive(path: Path) -> None:
             elif opcode.name in FORBIDDEN_OPCODES:
                 raise ValueError(f"it uses {opcode.name}")
         if (broken := archive.testzip()) is not None:
-            raise ValueError(f"{broken} is not as it was written")
+            raise ValueError(f"{broken} has a wrong checksum")
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A trained network, ready to generate, with what its checkpoint says about it."""
+    """A trained network, ready to generate, and the information in its checkpoint."""
 
     gpt: GPT
     tokenizer: Tokenizer
     info: dict[str, Any]  # our section: step, val_loss, metrics, ...
     arguments: dict[str, Any]  # of CharGPT, those that define the network
-    data: dict[str, Any]  # CharDataModule's state; empty where another datamodule was used
+    data: dict[str, Any]  # CharDataModule's state; empty if another datamodule was used
     generation: dict[str, Any]  # default options
 
     @property
     def unigram(self) -> np.ndarray | None:
-        """The training text's distribution of characters, (V,) float64, where it is known."""
-        if self.info["counts"] is None:
-            return None
-        counts = np.array(self.info["counts"], dtype=np.float64)
-        return counts / counts.sum()
+        """The training text's distribution of characters, (V,) float64, or None if not known."""
+        return unigram_distribution(self.info["counts"])
 
     def source(self, **given: Any) -> TextSource:
-        """The text that the network was trained on, with what is `given` in place of some of it.
+        """The text that the network was trained on; `given` values replace those of the checkpoint.
 
-        Raises UserError where the checkpoint does not say.
+        Raises UserError if the checkpoint does not name a text and none is given.
         """
         if not self.data and "corpus" not in given:
-            raise UserError("the checkpoint does not say its text; give --data.corpus")
+            raise UserError("the checkpoint does not name its text; give --data.corpus")
         return TextSource.of(self.data | {"unit": self.tokenizer.unit} | given)
 
     def generate(self, prompt: str = "", *, seed: int | None = None, **options: Any) -> str:
-        """The prompt and what the network writes after it.
+        """The prompt and its continuation by the network.
 
         `options` are those of GenerateOptions (max_new_tokens, temperature, sampling, top_k, top_p,
-        min_p, repetition_penalty, stop), and go before those the run was trained with. The same
-        seed gives the same text; without one each call gives another. Raises UserError for
-        characters outside the alphabet.
+        min_p, repetition_penalty, stop); they replace the run's own. The same seed gives the same
+        text; without a seed the text is random. Raises UserError for characters outside the
+        alphabet, and for options that are out of range or contradict each other.
         """
         chosen = GenerateOptions().updated(**self.generation).updated(**options)
         seed = secrets.randbelow(2**32) if seed is None else seed
@@ -214,8 +215,8 @@ class TrainedModel:
 
 
 class SkipInit(TorchFunctionMode):
-    """Leaves new weights as they are: to fill them on the meta device, PyTorch would import its
-    compiler, which takes a second."""
+    """Skips the initialisation of weights: on the meta device it has no effect, but PyTorch would
+    import its compiler for it, which takes a second."""
 
     def __torch_function__(
         self,
@@ -232,9 +233,9 @@ class SkipInit(TorchFunctionMode):
 def load(path: str | Path) -> TrainedModel:
     """The network in a checkpoint of a run, or of a plain ModelCheckpoint, in evaluation mode.
 
-    Its weights are those that made the checkpoint's figure: the average, where one is kept. Nothing
-    in the file is run, and Lightning is not imported. Raises UserError for a file that is missing,
-    damaged or not of this program.
+    Its weights are those with which the checkpoint was validated: the average, if there is one. No
+    code in the file is executed, and Lightning is not imported. Raises UserError for a file that is
+    missing, damaged or not of this program.
     """
     path = Path(path)
     state = read_checkpoint(path)
@@ -244,14 +245,14 @@ def load(path: str | Path) -> TrainedModel:
         weights = {n.removeprefix(NETWORK_PREFIX): w for n, w in state["state_dict"].items()}
         positions = config.block_size * config.head_dim * 4
         if config.n_layer > len(weights) or positions > max(POSITIONS_LIMIT, path.stat().st_size):
-            raise ValueError("sizes beyond what the file holds")
-        with torch.device("meta"), SkipInit():  # nothing is allocated by the file's numbers
+            raise ValueError("the sizes need more weights than the file has")
+        with torch.device("meta"), SkipInit():  # allocates nothing: the sizes may be wrong
             gpt = GPT(config)
         expected = {name: weight.shape for name, weight in gpt.state_dict().items()}
         if {name: weight.shape for name, weight in weights.items()} != expected:
             raise ValueError("weights and architecture do not match")
         if sum(w.numel() * w.element_size() for w in weights.values()) > path.stat().st_size:
-            raise ValueError("weights beyond what the file holds")
+            raise ValueError("the weights need more bytes than the file has")
         if not all(torch.isfinite(weight).all() for weight in weights.values()):
             raise ValueError("weights are not finite")
         data, info = state.get(DATA) or {}, state[SECTION]
@@ -273,9 +274,9 @@ def load(path: str | Path) -> TrainedModel:
 
 
 def network_arguments(state: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of CharGPT that define the network, whatever else the file holds.
+    """The arguments of CharGPT that define the network, from a checkpoint's dictionary.
 
-    Raises an error of CORRUPT_ERRORS where they are missing or of another type.
+    Raises one of CORRUPT_ERRORS if they are missing or of the wrong type.
     """
     given, section = state["hyper_parameters"], state[SECTION]
     sizes = {f.name: given[f.name] for f in fields(GPTConfig) if f.name != "vocab_size"}
@@ -287,11 +288,12 @@ def network_arguments(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def network_config(arguments: dict[str, Any]) -> GPTConfig:
+    """The sizes of the network, from what `network_arguments` returned."""
     sizes = {k: v for k, v in arguments.items() if k not in ("alphabet", "unit")}
     return GPTConfig(vocab_size=len(arguments["alphabet"]), **sizes)
 
 
 def checkpoint_summary(info: dict[str, Any]) -> str:
-    """What a checkpoint says of itself, for messages."""
+    """The step and the validation loss of a checkpoint, for messages."""
     loss = info.get("val_loss")
     return f"step {info['step']:,}" + (f", val/loss {loss:.4f}" if loss is not None else "")

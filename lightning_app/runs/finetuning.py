@@ -10,7 +10,7 @@ from lightning_app.runs.checkpoint import TrainedModel
 def take_network(options: Any, arguments: dict[str, Any]) -> list[str]:
     """Set the `model:` options to another network's, except dropout and block_size.
 
-    Returns lines that say what was changed.
+    Returns a line for each option that was changed.
     """
     lines = []
     for name, value in arguments.items():
@@ -24,8 +24,8 @@ def take_network(options: Any, arguments: dict[str, Any]) -> list[str]:
 def inherit(gpt: GPT, tokenizer: Tokenizer, source: TrainedModel) -> list[str]:
     """Copy the weights of `source` into `gpt`, whose alphabet is the tokenizer's.
 
-    A character's rows of embedding and head go to its new place; characters that the source does
-    not know keep their initial rows. Returns lines that say what was kept, new and dropped.
+    A character's rows of embedding and head are copied to its new id; characters that the source
+    does not know keep their initial rows. Returns lines about known, new and dropped characters.
     """
     old, new = source.tokenizer.ids, tokenizer.ids
     shared = [c for c in new if c in old]

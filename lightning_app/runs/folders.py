@@ -1,4 +1,4 @@
-"""Run folders: names, locks, and which checkpoint a command means."""
+"""Run folders: names, locks, and the checkpoint that a command uses."""
 
 import difflib
 import os
@@ -15,6 +15,7 @@ LOGS = Path("logs")
 
 
 def check_run_name(name: str) -> str:
+    """`name` itself. Raises UserError unless a folder on any system can have it."""
     name = str(name)  # in a config, `run: 2024` is a number
     if not re.fullmatch(r"[\w][\w.+=@ -]*", name) or name.endswith((".", " ")):
         raise UserError(
@@ -25,16 +26,17 @@ def check_run_name(name: str) -> str:
 
 
 def known_runs() -> list[str]:
+    """The names of the runs with a checkpoint, sorted, one for each checkpoint."""
     return sorted(p.parent.parent.name for p in LOGS.glob("*/checkpoints/*.ckpt"))
 
 
 def newest_run() -> str:
-    """The run with the newest best.ckpt. Raises UserError when there is none."""
+    """The name of the run with the newest best.ckpt. Raises UserError if there is none."""
     found = sorted(LOGS.glob("*/checkpoints/best.ckpt"), key=lambda p: p.stat().st_mtime)
     if not found and (unfinished := known_runs()):
         raise UserError(
-            f"run {unfinished[0]} has no best.ckpt before its first validation; fit on, or take "
-            f"--run {unfinished[0]} --ckpt_path last"
+            f"run {unfinished[0]} has no best.ckpt before its first validation; train it "
+            f"further, or use --run {unfinished[0]} --ckpt_path last"
         )
     if not found:
         raise UserError(f"no trained run under {LOGS}/; train one: python main.py fit")
@@ -42,7 +44,10 @@ def newest_run() -> str:
 
 
 def find_checkpoint(ckpt_path: str | None, run: str | None) -> Path:
-    """The file meant by --ckpt_path (a file, `best` or `last`; default best) and --run."""
+    """The file that --ckpt_path (a file, `best` or `last`; default best) and --run select.
+
+    Raises UserError for a URL, and if the run or its checkpoint does not exist.
+    """
     if ckpt_path not in (None, "best", "last"):
         return Path(ckpt_path) if "://" not in ckpt_path else reject_url(ckpt_path)
     run = run or newest_run()
@@ -63,7 +68,10 @@ def reject_url(url: str) -> Path:
 
 
 def lock_run(run: str) -> FileLock:
-    """Hold the run for this process: a lock of the system's, which dies with its holder."""
+    """Lock the run for this process; the operating system releases the lock when the process ends.
+
+    Raises UserError if another process has locked it.
+    """
     held = lock_file(LOGS / ".locks" / f"{run}.lock")
     try:
         held.acquire(timeout=0)
@@ -75,7 +83,7 @@ def lock_run(run: str) -> FileLock:
 
 
 def set_aside(run: str) -> Path | None:
-    """Move a run's folder to a name of its own; None when there is nothing to move."""
+    """Rename a run's folder: the time is added. Returns the new path, or None without a folder."""
     folder = LOGS / run
     if not folder.exists():
         return None

@@ -1,7 +1,7 @@
-"""May a run be resumed, and from which checkpoint? What it was trained with, against what is asked.
+"""Whether a run may be resumed with the options given now, and from which checkpoint.
 
-Facts are what a checkpoint says about its run (see `RunCheckpoints`); the comparison is a pure
-function of two of them.
+Facts are a dictionary that describes a run; `RunCheckpoints` stores it in each checkpoint. Here the
+facts in a checkpoint are compared with those of the present options.
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,7 +24,7 @@ from lightning_app.runs.checkpoint import (
 )
 from lightning_app.runs.folders import LOGS, find_checkpoint
 
-# Another network, other data or another order of it: another run.
+# A run with another network, other data or another order of the data is refused.
 MUST_MATCH = (
     ("network", "model"),
     ("alphabet", "alphabet"),
@@ -38,7 +38,7 @@ MUST_MATCH = (
     ("schedule", "schedule"),
     ("window_schedule", "data.window_schedule"),
 )
-# Applied to a resumed run.
+# A difference is reported, and applied to the resumed run.
 MAY_CHANGE = ("max_steps", "replace_names", "dropout", "optim", "patience", "intervals", "logger")
 # The run is resumed, but not bit for bit as it would have continued.
 INEXACT = ("device", "precision", "torch", "threads", "compile", "processes", "accumulate")
@@ -46,7 +46,7 @@ INEXACT = ("device", "precision", "torch", "threads", "compile", "processes", "a
 
 @dataclass
 class Differences:
-    """Lines about what differs, by what follows from it."""
+    """A line for each difference, by its consequence."""
 
     refused: list[str] = field(default_factory=list)
     applied: list[str] = field(default_factory=list)
@@ -54,8 +54,9 @@ class Differences:
 
 
 def compare_facts(old: dict[str, Any], new: dict[str, Any]) -> Differences:
+    """What differs between the facts in a checkpoint and those of the present options."""
     differences = Differences()
-    if old["fingerprint"] != new["fingerprint"]:  # the same text may lie elsewhere
+    if old["fingerprint"] != new["fingerprint"]:  # not compared by path: files may have been moved
         names = (f"{x['corpus']} ({x['fingerprint'][:8]})" for x in (old, new))
         differences.refused += list_changes("data.corpus", *names)
     for key, option in MUST_MATCH:
@@ -81,24 +82,25 @@ def list_changes(name: str, old: Any, new: Any) -> list[str]:
 
 
 def shorten(text: str, at: int) -> str:
-    """`text` in one line; of a long one the piece around place `at`, where the other differs."""
+    """`text` in one line; if it is long, only the part around index `at`, the first difference."""
     if len(text) > 60:
         return f"...{text[max(0, at - 10) :][:40]!r}... ({len(text)} characters)"
     return text if text.isprintable() and text == " ".join(text.split()) else repr(text)
 
 
 def refusal(run: str, lines: list[str]) -> UserError:
+    """The error for a run that was trained with other options; `lines` are the differences."""
     return UserError(
-        f"run {run} was trained with something else: {'; '.join(lines)}; train another run with "
+        f"run {run} was trained with other options: {'; '.join(lines)}; train another run with "
         f"--run OTHER, or move this one aside with --fresh true"
     )
 
 
 def check_state(state: dict[str, Any], gpt: GPT, parameters: Sequence[Tensor]) -> None:
-    """Raises ValueError, or what missing parts raise (CORRUPT_ERRORS), unless the tensors of a
-    checkpoint are finite, and of the shapes that training this network resumes from.
+    """Check that this network can resume training from a checkpoint's tensors.
 
-    `parameters` are the optimizer's, in the order of its groups.
+    Raises ValueError if a tensor is not finite or has another shape, and one of CORRUPT_ERRORS if
+    a part is missing. `parameters` are those of the optimizer, in the order of its groups.
     """
     section = state[SECTION]
     expected = {NETWORK_PREFIX + name: w.shape for name, w in gpt.state_dict().items()}
@@ -124,8 +126,9 @@ def check_state(state: dict[str, Any], gpt: GPT, parameters: Sequence[Tensor]) -
 
 
 def check_finite(tensors: Iterable[Tensor]) -> None:
+    """Raises ValueError if a tensor has an element that is infinite or nan."""
     if not all(torch.isfinite(t).all() for t in tensors):
-        raise ValueError("it holds numbers that are not finite")
+        raise ValueError("it contains numbers that are not finite")
 
 
 @dataclass(frozen=True)
@@ -135,10 +138,13 @@ class Start:
     path: Path | None = None
     state: dict[str, Any] | None = None  # the checkpoint's contents
     note: str | None = None  # why it is not last.ckpt
-    origin: str | None = ""  # the file given when the run was begun; "" none, None not known
+    origin: str | None = (
+        ""  # the file that the run was started from, "" for none, None if not known
+    )
 
     @property
     def step(self) -> int:
+        """Optimizer steps done."""
         return self.state[SECTION]["step"] if self.state else 0
 
 
@@ -147,8 +153,8 @@ def find_start(
 ) -> Start:
     """Decide which checkpoint `fit` resumes from: the file of --ckpt_path, or the run's own.
 
-    Raises UserError where another file is given to a run that has checkpoints of its own, and where
-    these cannot be read.
+    Raises UserError if the run already has checkpoints and was not started from the given file, and
+    if none of its checkpoints can be read.
     """
     if ckpt_path and (fresh or init_from):
         other = "--fresh" if fresh else "--init_from"
@@ -163,7 +169,7 @@ def find_start(
         origin = found[1][SECTION]["origin"]
         if given and origin not in (given, None):
             raise UserError(
-                f"run {run} has checkpoints of its own and was not started from {given}; "
+                f"run {run} already has checkpoints and was not started from {given}; "
                 "start another run with --run OTHER, or move this one aside with --fresh true"
             )
         return Start(*found, origin=origin)
@@ -171,9 +177,9 @@ def find_start(
 
 
 def resume_point(run: str) -> tuple[Path, dict[str, Any], str | None] | None:
-    """The file to resume a run from, its contents, and a line to say when it is not last.ckpt.
+    """The file to resume a run from, its contents, and the reason if it is not last.ckpt.
 
-    None for a run without checkpoints. Raises UserError when none of them can be read.
+    None for a run without checkpoints. Raises UserError if none of them can be read.
     """
     folder = LOGS / run / "checkpoints"
     problem = None
@@ -190,12 +196,12 @@ def resume_point(run: str) -> tuple[Path, dict[str, Any], str | None] | None:
             return path, state, None
         return path, state, f"{problem or f'{folder}/last.ckpt is missing'}; resuming from {path}"
     if problem:
-        raise UserError(f"{problem}; --fresh true moves run {run} aside and starts anew")
+        raise UserError(f"{problem}; --fresh true renames the folder of run {run} and starts again")
     return None
 
 
-def is_finished(old: dict[str, Any], new: dict[str, Any]) -> str | None:
-    """Why there is nothing left to train, and how to continue; None when there is."""
+def finished_reason(old: dict[str, Any], new: dict[str, Any]) -> str | None:
+    """Why there is nothing left to train, and how to continue; None if there are steps left."""
     step, patience = old["step"], new["patience"]
     if new["max_steps"] <= step:
         return (

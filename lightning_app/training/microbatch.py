@@ -36,7 +36,7 @@ class MicrobatchedLoss(torch.autograd.Function):
     are (B, T); B is a multiple of `rows`, the rows in a micro-batch. `loss` takes any number of
     rows and returns one loss per character; it may depend on `weights` only.
 
-    The gradient is that of the whole batch except for rounding. Each micro-batch's gradient is
+    The gradient is that of the full batch except for rounding. Each micro-batch's gradient is
     computed and added up before the next one's forward pass, so its activations are freed by then.
     """
 

@@ -21,6 +21,7 @@ from lightning_app.data.windows import random_keys
 from lightning_app.errors import UserError
 from lightning_app.evaluation.metrics import CharacterLoss, loss_metrics
 from lightning_app.generation.generate import generate_text
+from lightning_app.generation.history import unigram_distribution
 from lightning_app.generation.sampling import GenerateOptions
 from lightning_app.lightning_internals import batches_done
 from lightning_app.model.gpt import GPT, GPTConfig, loss_per_character
@@ -42,21 +43,21 @@ from lightning_app.training.weight_average import WeightAverage
 Options = TypeVar("Options", OptimOptions, ScheduleOptions, GenerateOptions)
 
 
-def as_options(kind: type[Options], given: Options | dict[str, Any] | None) -> Options:
-    """Options as an object; a checkpoint keeps them as a dict."""
-    return kind(**given) if isinstance(given, dict) else given or kind()
+def as_options(cls: type[Options], given: Options | dict[str, Any] | None) -> Options:
+    """Options as an object: given as one, as a checkpoint's dict, or not at all (the defaults)."""
+    return cls(**given) if isinstance(given, dict) else given or cls()
 
 
 class CharGPT(L.LightningModule):
     """A character-level GPT that trains on batches of (idx, targets): int64 ids (B, T) each.
 
-    Targets are the ids that follow; -1 is not scored. A second validation dataloader is a sample of
-    the training text: the difference of the two losses is logged as val/gap. The options of
-    training and generation have defaults; the arguments that follow the alphabet define the
-    network. Raises UserError for sizes that cannot be built.
+    Targets are the ids that follow those of idx; -1 is not scored. A second validation dataloader
+    is a sample of the training text: the difference of the two losses is logged as val/gap. The
+    options of training and generation have defaults; the arguments that follow the alphabet define
+    the network. Raises UserError for sizes that cannot be built.
 
     Args:
-        alphabet: The characters, sorted; a character's place is its id.
+        alphabet: The characters, sorted; a character's index is its id.
         block_size: Characters the network sees at once (its context).
         n_layer: Number of blocks.
         n_head: Attention heads in a block.
@@ -69,11 +70,11 @@ class CharGPT(L.LightningModule):
             thousands of characters; in one of 256, most dimensions would hardly rotate.
         unit: char, or byte for an alphabet of bytes.
         counts: How often each character occurs in the training text; a text without a prompt
-            starts with a draw from this distribution. Null: with any character alike.
+            starts with a draw from this distribution. null: every character is equally likely.
         optim: How the optimizer changes weights.
         schedule: How learning rates change over the run.
         generation: Default options of `generate` and `predict_step`.
-        seed: Decides dropout, and the texts of `predict_step`.
+        seed: Determines dropout, and the texts of `predict_step`.
         num_samples: Texts for each prompt in `predict_step`.
         compile_network: Compile the network and the optimizer when training starts.
         gpt: An existing network of these sizes, instead of a new one.
@@ -143,8 +144,8 @@ class CharGPT(L.LightningModule):
         return MuonAdamW(parameter_groups(self.gpt, self.optim), self.compile_network)
 
     def on_train_start(self) -> None:
-        """The module's options hold, also for an optimizer restored from a checkpoint; and the
-        metrics of the last validation are known to callbacks until the next one."""
+        """Apply the module's options to the optimizer, which may have been restored from a
+        checkpoint, and give callbacks the metrics of the last validation until the next one."""
         self.average.use(False)
         metrics = {name: torch.tensor(value) for name, value in self.eval_metrics.items()}
         self.trainer.callback_metrics.update(metrics)
@@ -154,7 +155,7 @@ class CharGPT(L.LightningModule):
 
     @property
     def max_steps(self) -> int:
-        """Optimizer steps of the run, -1 where the Trainer does not know."""
+        """Optimizer steps of the run, -1 if the Trainer does not know them."""
         trainer = self.trainer
         if trainer.max_steps > 0:
             return trainer.max_steps
@@ -162,8 +163,8 @@ class CharGPT(L.LightningModule):
         return int(steps) if math.isfinite(steps) else -1
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Everything random in a step follows from (seed, micro-batch, process), so that a resumed
-        run repeats it."""
+        """Seed the random numbers with (seed, micro-batch, process), so that a resumed run draws
+        the same ones; and set the learning rates of the step."""
         k = batches_done(self.trainer)
         seed = int(random_keys(self.hparams["seed"], k, self.trainer.global_rank)[0] >> 1)
         torch.default_generator.manual_seed(seed)
@@ -179,7 +180,7 @@ class CharGPT(L.LightningModule):
         self.check_batch(idx, targets, batch_idx)
         rows = rows_per_microbatch(*idx.shape)
         undivided = rows == len(idx) or self.device.type != "cpu"
-        undivided |= self.device_mesh is not None  # FSDP2 sums gradients in hooks of its own
+        undivided |= self.device_mesh is not None  # FSDP2 sums gradients in hooks
         if undivided:
             losses = self.losses(idx, targets)
             mean = losses.mean()
@@ -195,8 +196,10 @@ class CharGPT(L.LightningModule):
         return loss_per_character(self.gpt(idx), targets)
 
     def check_batch(self, idx: Tensor, targets: Tensor, batch_idx: int) -> None:
-        """Raises UserError for a batch that the network cannot read. On an accelerator only the
-        first batch's ids are looked at: each look would wait for it."""
+        """Raises UserError for a batch that the network cannot read.
+
+        On an accelerator only the ids of the first batch are checked: each check waits for it.
+        """
         if idx.ndim != 2 or idx.shape != targets.shape:
             raise UserError(
                 f"a batch has idx {tuple(idx.shape)} and targets {tuple(targets.shape)}; both must "
@@ -222,7 +225,7 @@ class CharGPT(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip as the Trainer's flags say, and keep the norm from before it for the log."""
+        """Clip the gradients as the Trainer's flags say; log the norm that they had before."""
         parameters = [p for p in self.parameters() if p.grad is not None]
         gradients = [p.grad for p in parameters if p.grad is not None]
         if gradient_clip_algorithm == "value" and gradient_clip_val:
@@ -240,25 +243,25 @@ class CharGPT(L.LightningModule):
         optimizer: Any,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """A step, then what belongs to it: the weight average and the log."""
+        """One optimizer step, then the update of the weight average and the log."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         step = self.global_step + 1  # counted when this returns
         if self.optim.average_decay:
             self.average.update(step)
         log = self.is_log_step(step)
-        if log or self.device.type == "cpu":  # elsewhere looking costs a synchronisation
+        if log or self.device.type == "cpu":  # an accelerator would have to be waited for
             self.check_finite(step)
         if log:
             self.log_training(step)
 
     def is_log_step(self, step: int) -> bool:
-        """Whether training is logged after so many steps."""
+        """Whether training is logged after step number `step` (1 is the first)."""
         last = 0 < self.trainer.max_steps <= step
         interval: int = getattr(self.trainer, "log_every_n_steps", 0)  # set by its connectors
         return last or (interval > 0 and step % interval == 0)
 
     def check_finite(self, step: int) -> None:
-        """Raises UserError when the last loss is not a finite number."""
+        """Raises UserError if the last loss is not a finite number."""
         if self.last_loss is None or math.isfinite(value := float(self.last_loss)):
             return
         groups = self.trainer.optimizers[0].param_groups
@@ -271,8 +274,8 @@ class CharGPT(L.LightningModule):
         )
 
     def log_training(self, step: int) -> None:
-        """Log the mean loss of all characters since the last time, exactly, and what goes with it:
-        to callbacks and to the loggers, at the number of steps taken."""
+        """Log the mean loss of all characters since the last call, the speed, the gradient norm and
+        the learning rates."""
         loss = float(self.train_loss.compute())
         self.train_loss.reset()
         values = {f"train/{name}": value for name, value in loss_metrics(loss).items()}
@@ -284,8 +287,8 @@ class CharGPT(L.LightningModule):
         self.log_at_step(values, step)
 
     def log_at_step(self, values: dict[str, float], step: int) -> None:
-        """Log with the number of optimizer steps taken. (`self.log` would give the loggers the
-        number of the step before.)"""
+        """Log to callbacks and loggers, with the number of optimizer steps done. (`self.log` would
+        give the loggers a number that is one less.)"""
         metrics = {name: torch.tensor(value) for name, value in values.items()}
         self.trainer.callback_metrics.update(metrics)
         for logger in self.trainer.loggers:
@@ -334,8 +337,8 @@ class CharGPT(L.LightningModule):
         self.average.use(False)
 
     def log_evaluation(self, values: dict[str, float]) -> None:
-        """Log to callbacks, and to the loggers at the number of steps taken, but not what the
-        sanity check made of a few batches."""
+        """Log to callbacks and loggers, except the metrics of the sanity check, which scores only
+        a few batches."""
         fitting = self.trainer.state.fn == TrainerFn.FITTING
         tensors = {k: torch.tensor(v) for k, v in values.items()}
         self.log_dict(tensors, logger=not fitting, prog_bar=True)
@@ -348,8 +351,8 @@ class CharGPT(L.LightningModule):
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what `lightning_app.load` needs; with an average, it is the state_dict, and the raw
-        weights are kept apart."""
+        """Add what `lightning_app.load` needs. If the weights are averaged, the state_dict is the
+        average, and the raw weights are stored under RAW_WEIGHTS."""
         checkpoint.setdefault(SECTION, {}).update(
             format=CHECKPOINT_FORMAT,
             step=self.global_step,
@@ -361,26 +364,26 @@ class CharGPT(L.LightningModule):
             train_loss=[float(self.train_loss.total), int(self.train_loss.count)],
         )
         if self.average.other:
-            of = dict(zip(map(id, self.gpt.parameters()), self.average.other, strict=True))
+            other_of = dict(zip(map(id, self.gpt.parameters()), self.average.other, strict=True))
             weights = self.gpt.state_dict(keep_vars=True)  # has tied matrices twice
-            other = {NETWORK_PREFIX + name: gather(of[id(p)]) for name, p in weights.items()}
+            other = {NETWORK_PREFIX + name: gather(other_of[id(p)]) for name, p in weights.items()}
             if self.average.swapped:
                 checkpoint[RAW_WEIGHTS] = other
             else:
                 checkpoint[RAW_WEIGHTS], checkpoint["state_dict"] = checkpoint["state_dict"], other
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Training resumes from the raw weights and all else uses the average.
+        """Choose the weights to load: training resumes from the raw ones, everything else uses the
+        average.
 
-        The hook runs before Lightning loads the state_dict; sharded, after.
+        The hook runs before Lightning loads the state_dict; with ShardedStrategy, after.
         """
         upgrade(checkpoint)
         section = checkpoint.get(SECTION, {})
-        if (
-            section.get("unit", self.hparams["unit"]) != self.hparams["unit"]
-        ):  # of a file of version 0.1
-            self.hparams["unit"] = section["unit"]
-            self.tokenizer = Tokenizer(self.hparams["alphabet"], section["unit"])
+        unit = section.get("unit", self.hparams["unit"])
+        if unit != self.hparams["unit"]:  # version 0.1 stored it in the section only
+            self.hparams["unit"] = unit
+            self.tokenizer = Tokenizer(self.hparams["alphabet"], unit)
         if self._trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
         self.eval_metrics = section.get("metrics", {})
@@ -406,24 +409,21 @@ class CharGPT(L.LightningModule):
 
     @property
     def unigram(self) -> np.ndarray | None:
-        """The training text's distribution of characters, (V,) float64, where it is known."""
-        if self.hparams["counts"] is None:
-            return None
-        counts = np.array(self.hparams["counts"], dtype=np.float64)
-        return counts / counts.sum()
+        """The training text's distribution of characters, (V,) float64, or None if not known."""
+        return unigram_distribution(self.hparams["counts"])
 
     def generate(self, prompt: str = "", *, seed: int | None = None, **options: Any) -> str:
-        """The prompt and what the network writes after it.
+        """The prompt and its continuation by the network.
 
         `options` are those of GenerateOptions (max_new_tokens, temperature, sampling, top_k, top_p,
-        min_p, repetition_penalty, stop), and go before the module's own. The same seed gives the
-        same text; without one each call gives another. Raises UserError for characters outside the
-        alphabet.
+        min_p, repetition_penalty, stop); they replace the module's own. The same seed gives the
+        same text; without a seed the text is random. Raises UserError for characters outside the
+        alphabet, and for options that are out of range or contradict each other.
         """
         return self.generate_texts([prompt], self.generation.updated(**options), seed, 1)[0]
 
     def predict_step(self, batch: list[str], batch_idx: int = 0) -> list[str]:
-        """Texts for a batch of prompts, prompts included, `num_samples` of each in a row."""
+        """The texts of a batch of prompts, with the prompts; all samples of a prompt in a row."""
         seed = self.hparams["seed"] + batch_idx
         return self.generate_texts(batch, self.generation, seed, self.num_samples)
 
@@ -434,7 +434,7 @@ class CharGPT(L.LightningModule):
         seed: int | None = None,
         num_samples: int = 1,
     ) -> list[str]:
-        """The texts of prompts, prompts included, `num_samples` of each in a row."""
+        """`num_samples` texts for each prompt, with the prompt; those of a prompt in a row."""
         training = self.gpt.training
         self.gpt.eval()
         try:

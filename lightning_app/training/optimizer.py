@@ -1,4 +1,4 @@
-"""Parameter groups, Muon with AdamW behind one Optimizer, and schedules as functions of the step.
+"""Parameter groups, and Muon with AdamW as one Optimizer.
 
 Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) replaces a matrix's momentum by the
 nearest orthogonal matrix. It suits the blocks' matrices; embedding, head and gains take AdamW
@@ -11,26 +11,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
-from jsonargparse.typing import (
-    restricted_number_type,
-)
+from jsonargparse.typing import restricted_number_type
 from torch import Tensor
 from torch.optim.adamw import adamw
 
 from lightning_app.hardware import multiplies_bf16
 from lightning_app.model.gpt import GPT
 from lightning_app.training.muon import muon_step
-from lightning_app.training.schedules import (
-    ScheduleOptions,
-    set_rates,
-)
+from lightning_app.training.schedules import ScheduleOptions, set_rates
 
 if TYPE_CHECKING:
-    Memory: TypeAlias = float
+    BelowOne: TypeAlias = float
     Rate: TypeAlias = float
     Decay: TypeAlias = float
 else:  # what the command line accepts
-    Memory = restricted_number_type("Memory", float, [(">=", 0), ("<", 1)])
+    BelowOne = restricted_number_type("BelowOne", float, [(">=", 0), ("<", 1)])
     Rate = restricted_number_type("Rate", float, [(">", 0), ("<", math.inf)])
     Decay = restricted_number_type("Decay", float, [(">=", 0), ("<", math.inf)])
 
@@ -40,19 +35,19 @@ class OptimOptions:
     """How the optimizer changes weights.
 
     Args:
-        name: muon (matrices by Muon, the rest by AdamW) or adamw (everything by AdamW).
+        name: muon (Muon for the matrices, AdamW for the rest) or adamw (AdamW for everything).
         learning_rate: AdamW's peak learning rate.
         muon_learning_rate: Muon's peak learning rate, for a square matrix.
         weight_decay: Decoupled decay of the matrices, per unit of learning rate; gains and
             embedding have none.
-        final_weight_decay: What weight_decay grows to, evenly over the run; null keeps it constant.
-            A network memorises late in a run of many passes over its text, so decay helps most
-            then.
+        final_weight_decay: Value at the end of the run; weight_decay grows to it linearly. null
+            keeps it constant. In a run of many passes over the text, memorisation sets in late, so
+            decay is most useful then.
         beta1: Decay of AdamW's running average of gradients.
         beta2: Decay of AdamW's running average of squared gradients.
         momentum: Muon's (Nesterov) momentum.
         average_decay: Validate, save and generate with a running average of the weights; 0.99
-            remembers about 100 steps, 0 is off.
+            averages over about 100 steps, 0 is off.
     """
 
     name: Literal["muon", "adamw"] = "muon"
@@ -60,17 +55,17 @@ class OptimOptions:
     muon_learning_rate: Rate = 0.03
     weight_decay: Decay = 0.0
     final_weight_decay: Decay | None = None
-    beta1: Memory = 0.9
-    beta2: Memory = 0.95
-    momentum: Memory = 0.9
-    average_decay: Memory = 0.0
+    beta1: BelowOne = 0.9
+    beta2: BelowOne = 0.95
+    momentum: BelowOne = 0.9
+    average_decay: BelowOne = 0.0
 
 
 class MuonAdamW(torch.optim.Optimizer):
     """Muon for groups with `muon` true, AdamW for the others, as one optimizer.
 
-    One optimizer keeps Lightning's automatic optimization, and with it the Trainer's clipping and
-    accumulation flags.
+    With one optimizer, Lightning's automatic optimization can be used, and so the Trainer's flags
+    for clipping and accumulation.
     """
 
     def __init__(self, groups: list[dict[str, Any]], compile: bool = False) -> None:
@@ -98,7 +93,9 @@ class MuonAdamW(torch.optim.Optimizer):
             if not self.state[p]:
                 self.state[p]["momentum"] = torch.zeros_like(p)
             shapes.setdefault(tuple(sorted(p.shape)), []).append(p)
-        rates = [torch.tensor(group[name]) for name in ("lr", "weight_decay")]  # not compiled in
+        rates = [
+            torch.tensor(group[name]) for name in ("lr", "weight_decay")
+        ]  # tensors: a number would be compiled in
         dtype = torch.bfloat16 if multiplies_bf16(params[0].device.type) else torch.float32
         for same in shapes.values():
             grads, momenta = [p.grad for p in same], [self.state[p]["momentum"] for p in same]
@@ -129,8 +126,8 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 def parameter_groups(gpt: GPT, options: OptimOptions) -> list[dict[str, Any]]:
-    """Every parameter in exactly one group: the blocks' matrices, and the rest (embedding, head and
-    gains; the head's matrix decays), at the rates of a first step without warmup."""
+    """Every parameter in exactly one group: the matrices of the blocks, the head, and the rest
+    (embedding and gains, without weight decay). Rates are those of a first step without warmup."""
     matrices = [p for block in gpt.blocks for p in block.parameters() if p.ndim == 2]
     head = [] if gpt.config.tie_embeddings else [gpt.lm_head.weight]
     taken = {id(p) for p in matrices + head}
@@ -144,11 +141,11 @@ def parameter_groups(gpt: GPT, options: OptimOptions) -> list[dict[str, Any]]:
     final = options.final_weight_decay
     decay = {"first_decay": options.weight_decay}
     decay["final_decay"] = options.weight_decay if final is None else final
-    spared = {"first_decay": 0.0, "final_decay": 0.0}
+    no_decay = {"first_decay": 0.0, "final_decay": 0.0}
     groups: list[dict[str, Any]] = [
         {"name": "blocks", "params": matrices, **matrix, **decay},
         {"name": "head", "params": head, **adam, **decay},
-        {"name": "embedding_and_gains", "params": rest, **adam, **spared},
+        {"name": "embedding_and_gains", "params": rest, **adam, **no_decay},
     ]
     assert sum(len(g["params"]) for g in groups) == len(list(gpt.parameters()))
     groups = [group for group in groups if group["params"]]

@@ -13,10 +13,11 @@ class ScheduleOptions:
 
     Args:
         name: The shape of the decay.
-        warmup_steps: Steps of linear rise at the start; the first step is already above 0.
-        decay_fraction: The last part of the run, in which the rate decays; before it the rate is
-            constant.
-        final_fraction: Where the decay ends, relative to the peak.
+        warmup_steps: Steps at the start over which the rate rises linearly; it is above 0 from the
+            first step on.
+        decay_fraction: Fraction of the run, at its end, in which the rate decays; before it the
+            rate is constant.
+        final_fraction: The rate at the end of the run, relative to the peak.
     """
 
     name: Literal["cosine", "linear", "constant"] = "linear"
@@ -26,8 +27,10 @@ class ScheduleOptions:
 
 
 def learning_rate_scale(step: int, max_steps: int, options: ScheduleOptions) -> float:
-    """What the peak learning rate is multiplied by at a step (0 is the first): in (0, 1] until the
-    end. Constant after the warmup where the number of steps is not known (max_steps < 1)."""
+    """The learning rate of a step (0 is the first) divided by the peak learning rate, in (0, 1].
+
+    Constant after the warmup if the number of steps is not known (max_steps < 1).
+    """
     warmup = min(1.0, (step + 1) / (options.warmup_steps + 1))
     decay_steps = options.decay_fraction * max_steps
     if options.name == "constant" or decay_steps <= 0:
@@ -43,8 +46,8 @@ def set_rates(
 ) -> None:
     """Give parameter groups the learning rate and weight decay of a step (0 is the first).
 
-    Weight decay grows evenly from `first_decay` to `final_decay`; where the number of steps is not
-    known (max_steps < 1) it stays at the first.
+    Weight decay grows linearly from `first_decay` to `final_decay`; if the number of steps is not
+    known (max_steps < 1), it stays at `first_decay`.
     """
     scale = learning_rate_scale(step, max_steps, options)
     for group in groups:

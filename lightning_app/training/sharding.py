@@ -14,13 +14,13 @@ from lightning_app.model.gpt import GPT
 
 
 def shard(gpt: GPT, mesh: DeviceMesh) -> None:
-    """Keep in each process of `mesh` its part of every block, and of the rest."""
+    """Distribute every block, and the other weights, over the processes of `mesh`."""
     for part in (*gpt.blocks, gpt):
         fully_shard(part, mesh=mesh, reshard_after_forward=True)
 
 
 def gather(x: Tensor) -> Tensor:
-    """The whole of a sharded tensor; every process must call this."""
+    """The full tensor of a sharded one; every process must call this."""
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
@@ -33,14 +33,14 @@ def shard_like(x: Tensor, p: Tensor) -> Tensor:
 
 @torch.no_grad()
 def copy_weights(weights: dict[str, Tensor], module: nn.Module) -> None:
-    """Copy whole weights, by name, into a module's sharded parameters."""
+    """Copy full weights, by name, into a module's sharded parameters."""
     for name, p in module.named_parameters():
         p.copy_(shard_like(weights[name], p))
 
 
 class ShardedStrategy(ModelParallelStrategy):
     """--trainer.strategy sharded: every process reads its own windows and keeps its part of the
-    network (FSDP2), on a CPU too; checkpoints are one file, as everywhere."""
+    network (FSDP2), also on a CPU. A checkpoint is one file, as with other strategies."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False, **kwargs)

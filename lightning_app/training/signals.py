@@ -50,6 +50,6 @@ class Signals:
 
     def handle(self, signum: int, frame: FrameType | None) -> None:
         if self.received is not None and signum == signal.SIGINT:
-            os._exit(128 + signum)  # files are renamed when complete, so none is left half written
+            os._exit(128 + signum)  # files are renamed when complete, so none is incomplete
         self.received = signum
         print("\nstopping after this step (Ctrl-C again: at once)", file=sys.stderr, flush=True)

@@ -1,10 +1,10 @@
-"""Training speed: characters per second since the last time it was asked for."""
+"""Training speed in characters per second."""
 
 import time
 
 
 class Throughput:
-    """Counts characters and the time they take; validation and saving do not count."""
+    """Counts characters and seconds of training; validation is not counted."""
 
     def __init__(self) -> None:
         self.characters, self.seconds = 0, 0.0

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 class WeightAverage:
     """An exponential average of a module's parameters.
 
-    `decay` is how much of the average a step keeps; it grows to that over the first steps, so that
-    an early average is not the initialisation. While `swapped`, the parameters hold the average,
-    and `other` the raw weights; else it is the other way round.
+    At each step the average is multiplied by `decay` and the weights by 1 - `decay`. In the first
+    steps the decay is smaller, so that the average does not depend on the initialisation. While
+    `swapped`, the parameters are the average and `other` is the raw weights; otherwise the
+    parameters are the raw weights and `other` is the average.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
@@ -21,11 +22,11 @@ class WeightAverage:
         self.other: list[Tensor] = []  # one for each parameter; empty before the first step
 
     def parameters(self) -> list[nn.Parameter]:
-        return list(self.module.parameters())  # asked anew: sharding replaces them
+        return list(self.module.parameters())  # not stored, because sharding replaces them
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after optimizer step number `step` (1 is the first)."""
+        """Add the weights after optimizer step number `step` (1 is the first) to the average."""
         weights = [p.data for p in self.parameters()]
         if not self.other:
             self.other = [w.clone() for w in weights]
@@ -33,7 +34,7 @@ class WeightAverage:
         torch._foreach_lerp_(self.other, weights, 1 - min(self.decay, step / (10 + step)))
 
     def use(self, average: bool) -> None:
-        """Give the parameters the average, or the raw weights."""
+        """Set the parameters to the average, or to the raw weights."""
         if average == self.swapped or not self.other:
             return
         self.follow_device()
@@ -44,14 +45,14 @@ class WeightAverage:
         self.swapped = average
 
     def follow_device(self) -> None:
-        """Move to the parameters' device: a checkpoint is loaded before the module gets there."""
+        """Move to the parameters' device: a checkpoint is loaded before the module is moved."""
         parameters = self.parameters()
         if self.other[0].device != parameters[0].device:
             self.other = [x.to(p.device) for x, p in zip(self.other, parameters, strict=True)]
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """The parameters hold the average inside the block."""
+        """A context in which the parameters are the average."""
         before = self.swapped
         self.use(True)
         try:

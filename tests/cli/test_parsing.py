@@ -27,7 +27,7 @@ from lightning_app.cli.parsing import (
     suggestion,
 )
 from lightning_app.errors import UserError
-from lightning_app.training.optimizer import Decay, Memory, Rate
+from lightning_app.training.optimizer import BelowOne, Decay, Rate
 
 
 class Device:
@@ -62,7 +62,7 @@ TYPES = {
     "PositiveFloat": PositiveFloat,
     "NonNegativeFloat": NonNegativeFloat,
     "ClosedUnitInterval": ClosedUnitInterval,
-    "Memory": Memory,
+    "BelowOne": BelowOne,
     "Rate": Rate,
     "Decay": Decay,
     "Seed": Seed,
@@ -128,7 +128,7 @@ def test_a_value_of_the_wrong_type_is_named_with_what_the_type_takes(parser, nam
         ("positivefloat", "0"),
         ("nonnegativefloat", "-0.5"),
         ("closedunitinterval", "1.5"),
-        ("memory", "1"),
+        ("belowone", "1"),
         ("rate", "inf"),
         ("rate", "0"),
         ("decay", "-1"),

@@ -324,7 +324,7 @@ def test_processes_together_score_each_character_once_in_equally_many_batches(
     lengths, predicted = set(), []
     for rank in range(processes):
         module.trainer = trainer(processes, rank)
-        batches = module.stretch(first, last)
+        batches = module.eval_range(first, last)
         made = list(batches)
         assert len(made) == len(batches)
         lengths.add(len(made))
@@ -343,7 +343,7 @@ def test_no_process_makes_a_batch_of_padding_only_unless_another_has_windows(mak
     for processes in (1, 2, 3):
         for last in range(2, 200):
             module.trainer = trainer(processes)
-            batches = len(module.stretch(0, last))
+            batches = len(module.eval_range(0, last))
             assert (batches - 1) * processes * 4 < count_eval_windows(0, last, 8)
 
 

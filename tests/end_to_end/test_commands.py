@@ -68,14 +68,14 @@ def test_predict_prints_prompt_and_text_and_one_newline(trained):
     assert by_trainer.stdout == done.stdout
 
 
-def test_predict_says_what_stands_in_the_training_text(trained):
+def test_predict_reports_passages_of_the_training_text(trained):
     text = (trained.folder / "text.txt").read_text()
     new = ("--max_new_tokens", "1", "--seed_everything", "1", "--check_overlap", "true")
     done = main_py("predict", "--prompt", text[100:180], *new, cwd=trained.folder)
-    assert re.search(r"characters 0 to 8\d stand in the training text at 100:", done.stderr)
+    assert re.search(r"characters 0 to 8\d occur in the training text at 100:", done.stderr)
     assert repr(text[100:180])[1:-1] in done.stderr
     done = main_py("predict", "--prompt", text[100:120], *new, cwd=trained.folder)
-    assert "no span of 50 characters stands in the training text" in done.stderr
+    assert "no passage of 50 characters occurs in the training text" in done.stderr
 
 
 def test_predict_does_not_import_lightning(trained):
@@ -250,6 +250,22 @@ def test_predict_takes_the_configs_generate_group(trained, main, monkeypatch):
     assert len(shorter.out) == 1 + 4 + 1
     other = main("predict", "--config", "tiny.yaml", "--prompt", "o", "--sampling", "argmax")
     assert other.code == 0
+
+
+@pytest.mark.parametrize(
+    ("group", "words"),
+    [
+        ("{temperature: hot}", ["temperature is 'hot'"]),
+        ("{max_new_tokens: 1.5}", ["max_new_tokens is 1.5", "whole number"]),
+        ("{top_kk: 3}", ["no option top_kk", "top_k"]),
+    ],
+)
+def test_predict_refuses_wrong_values_in_a_configs_generate_group(
+    trained, main, monkeypatch, tmp_path, group, words
+):
+    monkeypatch.chdir(trained.folder)
+    (tmp_path / "wrong.yaml").write_text(f"generate: {group}\n")
+    is_error(main("predict", "--config", tmp_path / "wrong.yaml", "--run", "tiny"), *words)
 
 
 def test_the_same_config_serves_every_command(trained, main, monkeypatch, tmp_path):

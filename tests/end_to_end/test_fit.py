@@ -160,7 +160,7 @@ def test_another_runs_checkpoint_does_not_overwrite_a_run(folder, main):
     before = (folder / "logs/one/checkpoints/last.ckpt").read_bytes()
     on = ("fit", "--config", "tiny.yaml", "--trainer.max_steps", 30)
     on += ("--ckpt_path", "logs/other/checkpoints/last.ckpt")
-    is_error(main(*on, "--run", "one"), "run one has checkpoints of its own", "--run OTHER")
+    is_error(main(*on, "--run", "one"), "run one already has checkpoints", "--run OTHER")
     assert main(*on, "--run", "one", "--trainer.fast_dev_run", "true").code == 0
     assert (folder / "logs/one/checkpoints/last.ckpt").read_bytes() == before
     done = main(*on, "--run", "third")
@@ -190,7 +190,7 @@ def test_each_call_has_the_time_that_max_time_gives(folder, main):
         done = main(*fit)
         assert done.code == 0, done.err
         assert "of 1,000,000 steps" in done.out
-        assert "the same command continues" in done.out
+        assert "the same command resumes it" in done.out
         steps.append(checkpoint(folder, "tiny")["lightning_app"]["step"])
     assert 0 < steps[1] < steps[2]
 

@@ -68,6 +68,23 @@ def test_options_that_contradict_each_other_are_refused_by_name(given, named):
 
 
 @pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"temperature": "hot"}, "temperature is 'hot'; give a number, 0 or more"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"top_p": 1.5}, "top_p is 1.5; give a number, from 0 to 1"),
+        ({"top_k": 2.5}, "top_k is 2.5; give a whole number, 0 or more"),
+        ({"max_new_tokens": 1.5}, "max_new_tokens is 1.5; give a whole number"),
+        ({"stop": 5}, "stop is 5; give a text"),
+    ],
+    ids=str,
+)
+def test_values_of_the_wrong_type_or_size_are_refused_by_name(given, named):
+    with pytest.raises(UserError, match=named):
+        options(**given)
+
+
+@pytest.mark.parametrize(
     ("given", "same"),
     [
         ({}, {"sampling": "top_p", "top_p": 0.9}),

@@ -10,7 +10,7 @@ from lightning_app.runs.resume import (
     MAY_CHANGE,
     MUST_MATCH,
     compare_facts,
-    is_finished,
+    finished_reason,
     refusal,
 )
 
@@ -210,23 +210,23 @@ def test_a_refusal_names_the_run_the_differences_and_both_remedies():
 
 @pytest.mark.parametrize(("step", "max_steps"), [(0, 1), (999, 1000), (1000, 1001)])
 def test_a_run_below_its_length_goes_on(step, max_steps):
-    assert is_finished(old(step=step), changed("max_steps", max_steps)) is None
+    assert finished_reason(old(step=step), changed("max_steps", max_steps)) is None
 
 
 @pytest.mark.parametrize(
     ("step", "max_steps", "more"), [(2000, 2000, 3000), (2000, 500, 3000), (1, 1, 2)]
 )
 def test_a_run_at_or_beyond_its_length_is_finished_and_says_how_to_go_on(step, max_steps, more):
-    message = is_finished(old(step=step), changed("max_steps", max_steps))
+    message = finished_reason(old(step=step), changed("max_steps", max_steps))
     assert message.startswith(f"finished: {step:,} steps of {max_steps:,}")
     assert f"--trainer.max_steps {more}" in message
-    assert is_finished(old(step=step), changed("max_steps", more)) is None  # the remedy works
+    assert finished_reason(old(step=step), changed("max_steps", more)) is None  # the remedy works
 
 
 @pytest.mark.parametrize("patience", [3, 2, 1])
 def test_a_run_that_stopped_early_is_finished_and_says_how_to_go_on(patience):
     stopped = old(stopped_early=True, patience=3)
-    message = is_finished(stopped, changed("patience", patience))
+    message = finished_reason(stopped, changed("patience", patience))
     assert "stopped early at step 1,000" in message
     assert "--early_stopping_patience 6" in message
 
@@ -234,18 +234,18 @@ def test_a_run_that_stopped_early_is_finished_and_says_how_to_go_on(patience):
 @pytest.mark.parametrize("patience", [4, 6, None])
 def test_more_patience_or_none_at_all_goes_on(patience):
     stopped = old(stopped_early=True, patience=3)
-    assert is_finished(stopped, changed("patience", patience)) is None
+    assert finished_reason(stopped, changed("patience", patience)) is None
 
 
 def test_longer_training_alone_does_not_go_on_after_an_early_stop():
     stopped = old(stopped_early=True, patience=3)
-    assert is_finished(stopped, changed("max_steps", 9000, changed("patience", 3))) is not None
+    assert finished_reason(stopped, changed("max_steps", 9000, changed("patience", 3))) is not None
 
 
 def test_patience_that_is_left_does_not_end_a_run():
-    assert is_finished(old(patience=3), changed("patience", 3)) is None
+    assert finished_reason(old(patience=3), changed("patience", 3)) is None
 
 
 def test_a_run_at_its_length_is_finished_however_much_patience_is_left():
     stopped = old(step=2000, stopped_early=True, patience=3)
-    assert is_finished(stopped, changed("patience", 9)).startswith("finished")
+    assert finished_reason(stopped, changed("patience", 9)).startswith("finished")

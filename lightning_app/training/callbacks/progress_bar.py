@@ -18,7 +18,7 @@ UPDATE_SECONDS = 0.5  # between two updates of the training bar
 class TrainingProgressBar(ProgressBar):
     """One line on standard error: loss, validation loss, characters per second, time left.
 
-    Each validation adds a line with its figures. If standard error is not a terminal, there is no
+    Each validation adds a line with its metrics. If standard error is not a terminal, there is no
     bar, and those lines include the speed and the time left.
     """
 
@@ -31,7 +31,7 @@ class TrainingProgressBar(ProgressBar):
         self.reset_timing()
 
     def reset_timing(self) -> None:
-        self.started: float | None = None  # when the first step, which may compile, was over
+        self.started: float | None = None  # end of the first step, which may compile
         self.first_step = 0  # its number
         self.validation_started = 0.0
         self.validation_seconds = 0.0  # of the last validation

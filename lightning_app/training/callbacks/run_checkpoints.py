@@ -1,4 +1,4 @@
-"""When a run's checkpoints are written, and how it is interrupted without losing anything."""
+"""When a run's checkpoints are written, at its end and when a signal stops it too."""
 
 import signal
 import time
@@ -25,16 +25,17 @@ class RunCheckpoints(Checkpoint):
     """Writes best.ckpt when val/loss improves, and last.ckpt at intervals, at the end, and when
     interrupted.
 
-    Where validation falls on the same step, last.ckpt is written after it, so that a resumed run
-    neither repeats nor misses a validation.
+    If there is a validation at the same step, last.ckpt is written after it, so that a resumed run
+    neither repeats nor omits a validation.
 
     Args:
         folder: Where the files are written.
-        describe: What a checkpoint says about its run, from the Trainer; see `runs.resume`.
-        signals: Ctrl-C and SIGTERM.
-        every_steps: Steps between two writings of last.ckpt; None is by time.
-        every_seconds: Seconds between two; None is the larger of 30 and 100 times what saving
-            takes, so at most 1 % of the time.
+        describe: Returns, for a Trainer, the facts that a checkpoint stores about its run; see
+            `runs.resume`.
+        signals: Records Ctrl-C and SIGTERM.
+        every_steps: Steps from one last.ckpt to the next; None is by time.
+        every_seconds: Seconds from one last.ckpt to the next; None is the larger of 30 and 100
+            times the time of saving, so saving takes at most 1 % of the time.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class RunCheckpoints(Checkpoint):
         self.folder, self.describe, self.signals = folder, describe, signals
         self.every_steps, self.every_seconds = every_steps, every_seconds
         self.facts: dict[str, Any] = {}
-        self.started = False  # the first step has begun: nothing is being restored any more
+        self.started = False  # whether training has begun, after a checkpoint was restored
         self.best: dict[str, Any] = {}  # loss and step
         self.saved_step = -1  # of last.ckpt
         self.saved_at, self.save_seconds = time.perf_counter(), 0.0
@@ -59,7 +60,7 @@ class RunCheckpoints(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.started = True
-        self.signals.listen()  # over Lightning's own, which would end with exit code 0
+        self.signals.listen()  # replaces Lightning's handlers, which exit with code 0
         self.saved_at = time.perf_counter()
 
     def on_train_batch_end(
@@ -68,7 +69,7 @@ class RunCheckpoints(Checkpoint):
         if trainer.global_step >= trainer.max_steps:
             trainer.should_stop = True  # makes Lightning validate at the end
         if just_stepped(trainer) and not validates_now(trainer):
-            self.save_last_if_due(trainer)
+            self.save_last_if_due(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: CharGPT) -> None:  # type: ignore[override]
         if trainer.state.fn != TrainerFn.FITTING or dev_run(trainer):
@@ -78,42 +79,45 @@ class RunCheckpoints(Checkpoint):
         self.stopped_early = any(c.stopped_epoch or c.wait_count >= c.patience for c in stops)
         if not self.best or loss < self.best["loss"]:
             self.best = {"loss": loss, "step": trainer.global_step}
-            self.save(trainer, "best")
+            self.save(trainer, pl_module, "best")
         if just_stepped(trainer):
             ends = trainer.global_step >= trainer.max_steps or self.stopped_early
-            self.save_last_if_due(trainer, force=ends)
+            self.save_last_if_due(trainer, pl_module, force=ends)
 
-    def save_last_if_due(self, trainer: Trainer, force: bool = False) -> None:
+    def save_last_if_due(
+        self, trainer: Trainer, pl_module: LightningModule, force: bool = False
+    ) -> None:
+        """Save last.ckpt if it is time, or if a signal was received; then raise Interrupted."""
         every = self.every_seconds
         if every is None:
             every = max(30.0, 100 * self.save_seconds)
         by_time = trainer.global_rank == 0 and time.perf_counter() - self.saved_at >= every
         by_steps = self.every_steps and trainer.global_step % self.every_steps == 0
         asked = self.signals.received is not None
-        if trainer.world_size > 1:  # all processes must decide alike
+        if trainer.world_size > 1:  # all processes must decide the same
             by_time = trainer.strategy.broadcast(by_time)
             asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
         if force or asked or by_steps or (by_time and not self.every_steps):
-            self.save(trainer, "last")
+            self.save(trainer, pl_module, "last")
         if asked:
             raise Interrupted(self.signals.received or signal.SIGTERM)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.saved_step != trainer.global_step and not dev_run(trainer):
-            self.save(trainer, "last")  # stopped by something else: max_time, a user's callback
+            self.save(trainer, pl_module, "last")  # stopped by max_time or a user's callback
 
-    def save(self, trainer: Trainer, name: str) -> None:
+    def save(self, trainer: Trainer, pl_module: LightningModule, name: str) -> None:
+        """Save NAME.ckpt. Raises UserError if the last loss is not finite."""
         if dev_run(trainer):
             return
-        model = trainer.lightning_module
-        assert isinstance(model, CharGPT)
-        model.check_finite(trainer.global_step)  # never save over good weights
+        assert isinstance(pl_module, CharGPT)
+        pl_module.check_finite(trainer.global_step)  # keeps the checkpoint with good weights
         began = time.perf_counter()
         if name == "last":
             self.saved_step = trainer.global_step
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.flush()  # a run killed later resumes from here, without a gap
+                logger.experiment.flush()  # so that the curves of a killed run have no gap
         trainer.save_checkpoint(self.folder / f"{name}.ckpt")
         if name == "last":
             self.saved_at = time.perf_counter()
@@ -135,10 +139,10 @@ class RunCheckpoints(Checkpoint):
         section = checkpoint[SECTION]
         self.best, self.saved_step = section["best"], section["step"]
         if section["accumulate"] != self.facts["accumulate"]:
-            # The same global batches in other micro-batches: count what is done in the new ones.
+            # The same global batches in other micro-batches: convert the number of those done.
             set_processed_batches(checkpoint, section["step"] * self.facts["accumulate"])
 
 
 def dev_run(trainer: Trainer) -> bool:
-    """Whether the Trainer only tries everything once, without a trace."""
+    """Whether this is only a trial of a few batches (fast_dev_run), which writes no files."""
     return bool(getattr(trainer, "fast_dev_run", False))

@@ -18,7 +18,7 @@ class StopWithoutImprovement(lightning_callbacks.EarlyStopping):
 class TimeLimit(lightning_callbacks.Timer):
     """Lightning's Timer (--trainer.max_time), except that the limit applies to each call of `fit`.
 
-    Time spent before a run was resumed does not count, so the same command trains further.
+    Time spent before a run was resumed does not count, so the same command continues the training.
     """
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -13,8 +13,8 @@ NAMES = ("unprompted", "prompted")
 
 
 class TextSamples(Callback):
-    """Writes to TensorBoard, at each validation, what the model generates: from nothing, and after
-    a fixed prompt."""
+    """Writes to TensorBoard, at each validation, a text generated without a prompt and one with a
+    fixed prompt."""
 
     def __init__(self, prompt: str, max_new_tokens: int = 200) -> None:
         self.prompts: Sequence[str] = ("", prompt)
@@ -22,7 +22,7 @@ class TextSamples(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         boards = [x for x in trainer.loggers if isinstance(x, TensorBoardLogger)]
-        sharded = pl_module.device_mesh is not None  # no process has a whole network
+        sharded = pl_module.device_mesh is not None  # no process has the complete network
         if not boards or trainer.state.fn != TrainerFn.FITTING or sharded:
             return
         assert isinstance(pl_module, CharGPT)
