@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 
 from lightning_app.data import splits as splits_module
 from lightning_app.data import windows
@@ -51,7 +51,7 @@ def trainer(
         global_rank=global_rank,
         overfit_batches=overfit_batches,
         accumulate_grad_batches=accumulate,
-        state=SimpleNamespace(fn=fn),
+        state=SimpleNamespace(fn=fn, status=TrainerStatus.RUNNING),
         fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress)),
     )
 
