@@ -259,9 +259,7 @@ def test_whatever_reads_a_checkpoint_uses_the_average_that_made_its_loss(
 
 
 @pytest.mark.parametrize("file", ["4", "8"])
-def test_training_resumes_from_the_raw_weights_and_generates_with_the_average(
-    averaged, data, file
-):
+def test_training_resumes_from_the_raw_weights_and_generates_with_the_average(averaged, data, file):
     path = averaged.folder / f"{file}.ckpt"
     optim = OptimOptions(average_decay=0.9)
     resumed = small_model(data.alphabet, 1, optim=optim)
