@@ -152,7 +152,8 @@ class CharGPT(L.LightningModule):
             self.gpt.compile(dynamic=False)  # in place: the state_dict keeps its names
 
     def configure_callbacks(self) -> list[L.Callback]:
-        attached = any(isinstance(c, RawWeightsAfterErrors) for c in self.trainer.callbacks)
+        callbacks = getattr(self.trainer, "callbacks", [])  # set by its connectors
+        attached = any(isinstance(c, RawWeightsAfterErrors) for c in callbacks)
         return [] if attached else [RawWeightsAfterErrors()]
 
     def configure_optimizers(self) -> MuonAdamW:
