@@ -39,7 +39,7 @@ def run_python(code: str, *args: str) -> str:
 
 
 def test_every_public_name_is_found_where_the_package_says():
-    assert sorted(lightning_app.HOMES) == sorted(lightning_app.__all__) == dir(lightning_app)
+    assert sorted(lightning_app.MODULES) == sorted(lightning_app.__all__) == dir(lightning_app)
     for name in lightning_app.__all__:
         assert getattr(lightning_app, name).__name__ == name
 

@@ -57,10 +57,10 @@ class TrainBatches:
             k += 1
 
     def state_dict(self) -> dict[str, Any]:
-        return {"served": self.served}
+        return {"next_batch": self.next_batch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.served = state["served"]
+        self.next_batch = state["next_batch"]
 
     def batch(self, k: int) -> Batch:
         """Micro-batch number k of this process."""

@@ -204,7 +204,7 @@ def test_with_a_second_dataloader_the_gap_is_the_difference_of_the_losses(data, 
     model = small_model(data.alphabet)
     plain_trainer(max_steps=5, logger=log).fit(model, gap)
     val = data.eval_batches("val")
-    sample = score(model.gpt, data.stretch(0, val.last - val.first))
+    sample = score(model.gpt, data.eval_range(0, val.last - val.first))
     assert log["val/gap"][0][1] == pytest.approx(score(model.gpt, val) - sample, abs=1e-6)
 
 
