@@ -6,10 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers.logger import DummyLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lightning_app.data.datamodule import CharDataModule
 from lightning_app.data.tokenizer import Tokenizer
 from lightning_app.generation.sampling import GenerateOptions
 from lightning_app.model.gpt import GPT, GPTConfig
@@ -20,6 +24,7 @@ from lightning_app.runs.checkpoint import (
     SECTION,
     read_checkpoint,
 )
+from lightning_app.training.module import CharGPT
 
 MAIN = Path(__file__).resolve().parent.parent / "main.py"
 
@@ -191,3 +196,50 @@ def random_ids(gpt: GPT, *shape: int) -> torch.Tensor:
 
 def assert_close(a: torch.Tensor, b: torch.Tensor) -> None:
     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+# CharGPT and CharDataModule with Lightning's own Trainer.
+
+
+def small_data(folder: Path, **given) -> CharDataModule:
+    """A text of 3,700 characters: with these sizes a pass over it has 12 batches."""
+    text = folder / "my.txt"
+    if not text.exists():
+        text.write_text(sentences(150))
+    sizes = {"block_size": 16, "batch_size": 16, "data_dir": str(folder / "data")} | given
+    return CharDataModule(str(text), **sizes)
+
+
+def small_model(alphabet: str, init: int = 0, **given) -> CharGPT:
+    torch.manual_seed(init)
+    sizes = {"block_size": 16, "n_layer": 1, "n_head": 2, "n_embd": 16} | given
+    return CharGPT(alphabet, **sizes)
+
+
+class Recorder(DummyLogger):
+    """A logger that keeps what it is given: (step, values)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logged: list[tuple[int, dict[str, float]]] = []
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        self.logged.append((step, dict(metrics)))
+
+    def __getitem__(self, name: str) -> list[tuple[int, float]]:
+        return [(step, values[name]) for step, values in self.logged if name in values]
+
+
+def plain_trainer(*callbacks: L.Callback, **flags) -> L.Trainer:
+    """Lightning's Trainer as a user makes one, but silent."""
+    saves = any(isinstance(c, ModelCheckpoint) for c in callbacks)
+    silent = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    silent |= {"accelerator": "cpu", "enable_checkpointing": saves, "log_every_n_steps": 5}
+    return L.Trainer(callbacks=list(callbacks), **silent | flags)
+
+
+def same_weights(a: CharGPT, b: CharGPT) -> bool:
+    """Whether two modules have the same weights, bit for bit, and the same average of them."""
+    pairs = zip(a.gpt.parameters(), b.gpt.parameters(), strict=True)
+    averages = zip(a.average.other, b.average.other, strict=True)
+    return all(torch.equal(p, q) for p, q in [*pairs, *averages])

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ class TrainBatches:
 
     The content of a micro-batch depends on its number alone, so a resumed run reads the same
     characters as one that was never stopped. An epoch begins with micro-batch number `position()`,
-    or where the last one ended.
+    or where the last one ended; a loop without a Trainer can save that place with `state_dict`.
     """
 
     ids: NDArray  # of the training text
@@ -55,6 +55,12 @@ class TrainBatches:
             self.next_batch = k + 1
             yield self.batch(k)
             k += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"next_batch": self.next_batch}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.next_batch = state["next_batch"]
 
     def batch(self, k: int) -> Batch:
         """Micro-batch number k of this process."""

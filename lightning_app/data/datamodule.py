@@ -6,7 +6,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 from jsonargparse.typing import ClosedUnitInterval, PositiveInt
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from numpy.typing import NDArray
 
 from lightning_app.data.batches import EvalBatches, TrainBatches, batches_per_pass
@@ -80,10 +80,7 @@ class CharDataModule(L.LightningDataModule):
         self.eval_stride = eval_stride or block_size
         self.given_alphabet = alphabet
         self._split_text: SplitText | None = None
-        self._id_map: NDArray[np.int64] | None = (
-            None  # the given alphabet's id of each of the text's
-        )
-        self._counts: list[int] | None = None
+        self._id_map: NDArray[np.int64] | None = None
 
     # The text
 
@@ -139,9 +136,7 @@ class CharDataModule(L.LightningDataModule):
 
     def counts(self) -> list[int]:
         """How often each character occurs in the training split, (V,): the unigram model."""
-        if self._counts is None:
-            self._counts = count_ids(self.ids("train"), len(self.alphabet)).tolist()
-        return self._counts
+        return count_ids(self.ids("train"), len(self.alphabet)).tolist()
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint stores, so that the same data can be found and recognised."""
@@ -160,6 +155,12 @@ class CharDataModule(L.LightningDataModule):
 
     # Batches
 
+    @property
+    def running_trainer(self) -> L.Trainer | None:
+        """The Trainer while it runs; a run that is over no longer decides what is read."""
+        running = self.trainer is not None and self.trainer.state.status == TrainerStatus.RUNNING
+        return self.trainer if running else None
+
     def check_train_split(self) -> None:
         """Raises UserError if the training split is shorter than one window."""
         train = self.bounds["train"][1]
@@ -177,7 +178,7 @@ class CharDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> TrainBatches:
         self.check_train_split()
-        trainer = self.trainer
+        trainer = self.running_trainer
         stream = TrainStream(
             seed=self.seed,
             characters=len(self.split_text.ids("train")),
@@ -212,7 +213,8 @@ class CharDataModule(L.LightningDataModule):
 
     def val_dataloader(self) -> EvalBatches | Sequence[EvalBatches]:
         val = self.eval_batches("val")
-        if not self.val_gap or self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+        trainer = self.running_trainer
+        if not self.val_gap or trainer is None or trainer.state.fn != TrainerFn.FITTING:
             return val
         length = min(val.last - val.first, self.bounds["train"][1])
         return [val, self.eval_range(0, length)]
@@ -235,6 +237,7 @@ class CharDataModule(L.LightningDataModule):
 
     def eval_range(self, first: int, last: int) -> EvalBatches:
         """The windows that score the characters first..last-1 of the corpus."""
+        trainer = self.running_trainer
         return EvalBatches(
             self.text.ids,
             first,
@@ -242,7 +245,7 @@ class CharDataModule(L.LightningDataModule):
             self.block_size,
             self.eval_stride,
             self.batch_size,
-            self.trainer.global_rank if self.trainer else 0,
-            self.trainer.world_size if self.trainer else 1,
+            trainer.global_rank if trainer else 0,
+            trainer.world_size if trainer else 1,
             self._id_map,
         )

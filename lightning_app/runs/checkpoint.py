@@ -256,9 +256,7 @@ def load(path: str | Path) -> TrainedModel:
         if not all(torch.isfinite(weight).all() for weight in weights.values()):
             raise ValueError("weights are not finite")
         data, info = state.get(DATA) or {}, state[SECTION]
-        info.setdefault("counts", None)
-        if info["counts"] is None:
-            info["counts"] = data.get("counts")
+        info.setdefault("counts", data.get("counts"))  # format 1 has them with the data
         if info["counts"] is not None and len(info["counts"]) != config.vocab_size:
             raise ValueError("counts and alphabet do not match")
         generation = state["hyper_parameters"].get("generation") or {}

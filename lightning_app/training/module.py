@@ -48,6 +48,17 @@ def as_options(cls: type[Options], given: Options | dict[str, Any] | None) -> Op
     return cls(**given) if isinstance(given, dict) else given or cls()
 
 
+class RawWeightsAfterErrors(L.Callback):
+    """Puts the raw weights back after an error during validation: Lightning then calls no hook of
+    the module."""
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        assert isinstance(pl_module, CharGPT)
+        pl_module.average.use(False)
+
+
 class CharGPT(L.LightningModule):
     """A character-level GPT that trains on batches of (idx, targets): int64 ids (B, T) each.
 
@@ -140,6 +151,11 @@ class CharGPT(L.LightningModule):
             set_up_compiler()
             self.gpt.compile(dynamic=False)  # in place: the state_dict keeps its names
 
+    def configure_callbacks(self) -> list[L.Callback]:
+        callbacks = getattr(self.trainer, "callbacks", [])  # set by its connectors
+        attached = any(isinstance(c, RawWeightsAfterErrors) for c in callbacks)
+        return [] if attached else [RawWeightsAfterErrors()]
+
     def configure_optimizers(self) -> MuonAdamW:
         return MuonAdamW(parameter_groups(self.gpt, self.optim), self.compile_network)
 
@@ -212,12 +228,20 @@ class CharGPT(L.LightningModule):
                 f"block_size {block_size:,}"
             )
         if self.device.type == "cpu" or batch_idx == 0:
-            lowest, highest = int(idx.min()), max(int(idx.max()), int(targets.max()))
-            if highest >= size or lowest < 0:
+            lowest = min(int(idx.min()), int(targets.min()) + 1)  # a target may be -1
+            highest = max(int(idx.max()), int(targets.max()))
+            if lowest < 0 or highest >= size:
+                found = highest if highest >= size else min(int(idx.min()), int(targets.min()))
                 raise UserError(
-                    f"a batch has the id {highest if highest >= size else lowest}, but the "
-                    f"alphabet has {size:,} characters, with ids from 0 to {size - 1:,}"
+                    f"a batch has the id {found}, but the alphabet has {size:,} characters, with "
+                    f"ids from 0 to {size - 1:,}; a target of -1 is not scored"
                 )
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """A run ends with a validation, also where max_steps is reached in the middle of an
+        epoch."""
+        if 0 < self.trainer.max_steps <= self.global_step:
+            self.trainer.should_stop = True  # Lightning validates before it stops
 
     def configure_gradient_clipping(
         self,
@@ -341,7 +365,8 @@ class CharGPT(L.LightningModule):
         a few batches."""
         fitting = self.trainer.state.fn == TrainerFn.FITTING
         tensors = {k: torch.tensor(v) for k, v in values.items()}
-        self.log_dict(tensors, logger=not fitting, prog_bar=True)
+        # None is as True, without a warning where there is no logger
+        self.log_dict(tensors, logger=False if fitting else None, prog_bar=True)
         if self.trainer.sanity_checking:
             return
         self.eval_metrics = values
@@ -379,6 +404,7 @@ class CharGPT(L.LightningModule):
         The hook runs before Lightning loads the state_dict; with ShardedStrategy, after.
         """
         upgrade(checkpoint)
+        self.average.reset()
         section = checkpoint.get(SECTION, {})
         unit = section.get("unit", self.hparams["unit"])
         if unit != self.hparams["unit"]:  # version 0.1 stored it in the section only

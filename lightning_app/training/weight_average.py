@@ -33,6 +33,10 @@ class WeightAverage:
         self.follow_device()
         torch._foreach_lerp_(self.other, weights, 1 - min(self.decay, step / (10 + step)))
 
+    def reset(self) -> None:
+        """Forget the average; the parameters stay as they are."""
+        self.other, self.swapped = [], False
+
     def use(self, average: bool) -> None:
         """Set the parameters to the average, or to the raw weights."""
         if average == self.swapped or not self.other:

@@ -1,20 +1,19 @@
 """Laws of the data: splits, the stream of training batches, evaluation, other alphabets."""
 
 import re
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 
 from lightning_app.data import splits as splits_module
-from lightning_app.data import windows
 from lightning_app.data.corpora import Corpus
 from lightning_app.data.datamodule import CharDataModule
-from lightning_app.data.windows import count_eval_windows, train_starts
+from lightning_app.data.windows import train_starts
 from lightning_app.errors import UserError
 
 # Every three characters in a row occur once, so a window tells where it lies.
@@ -51,7 +50,7 @@ def trainer(
         global_rank=global_rank,
         overfit_batches=overfit_batches,
         accumulate_grad_batches=accumulate,
-        state=SimpleNamespace(fn=fn),
+        state=SimpleNamespace(fn=fn, status=TrainerStatus.RUNNING),
         fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress)),
     )
 
@@ -205,102 +204,26 @@ def test_the_stream_goes_on_where_the_trainer_stands(make, processed):
     assert (train_batches(make(), 5, processed=processed) == unbroken[processed:]).all()
 
 
-def test_the_stream_does_not_depend_on_how_far_it_looks_ahead(make, monkeypatch):
-    far = train_batches(make(), 30, processed=3)
-    for ahead in (1, 4, 12):
-        monkeypatch.setattr(windows, "STARTS_PER_CALL", ahead)
-        assert (train_batches(make(), 30, processed=3) == far).all()
-
-
-def test_names_are_replaced_wherever_the_stream_is_entered_and_in_whichever_process(make):
-    text = "\n".join(f"{'ABCDE'[i // 80] * 3} and {'KLMNO'[i // 80] * 3}" for i in range(400))
-    options = {"replace_names": 0.7, "block_size": 8, "splits": [1.0]}
-    module = make(text, batch_size=8, **options)
-    unbroken = train_batches(module, 40)
-    x, y = unbroken.unbind(2)
-    assert (x[..., 1:] == y[..., :-1]).all()
-    assert not (unbroken == train_batches(make(text, batch_size=8, block_size=8), 40)).all()
-    resumed = train_batches(make(text, batch_size=8, **options), 5, processed=35)
-    assert (resumed == unbroken[35:]).all()
-    two = [train_batches(make(text, **options), 40, world_size=2, global_rank=i) for i in range(2)]
-    assert (torch.cat(two, 1) == unbroken).all()
-
-
-SIZES = [2] * 5 + [4] * 4 + [8] * 100  # of the windows of batch k, in a block of 8
-SCHEDULE = [[0, 0.25], [0.05, 0.5], [0.09, 1]]  # the same, of 100 steps
-
-
-@pytest.mark.parametrize("ahead", [1, 24, 4096])
-@pytest.mark.parametrize("processed", [0, 2, 7])
-def test_the_windows_of_batch_k_have_the_size_its_schedule_gives(
-    make, monkeypatch, ahead, processed
-):
-    monkeypatch.setattr(windows, "STARTS_PER_CALL", ahead)
-    for rank in range(2):
-        module = make(window_schedule=SCHEDULE)
-        module.trainer = trainer(2, rank, processed)
-        batches = islice(module.train_dataloader(), 12)
-        for k, (x, y) in enumerate(batches, processed):
-            pieces = 8 // SIZES[k]
-            group, piece = k // pieces * pieces, k % pieces
-            starts = train_starts(1, group, 8, 8, 540, pieces) + piece * SIZES[k]
-            mine = starts[rank * 4 * pieces : (rank + 1) * 4 * pieces]  # as many characters always
-            expected = mine[:, None] + np.arange(SIZES[k] + 1)
-            assert x.tolist() == module.text.ids[expected[:, :-1]].tolist()
-            assert y.tolist() == module.text.ids[expected[:, 1:]].tolist()
-
-
-@pytest.mark.parametrize("size", [1, 2, 8])
-@pytest.mark.parametrize(("processes", "accumulate"), [(1, 2), (2, 1), (2, 2), (1, 4)])
-def test_a_step_reads_the_same_however_it_is_shared_out(make, size, processes, accumulate):
-    def steps(processes: int, accumulate: int, first: int = 0) -> list[list[list[int]]]:
-        """The windows of steps, sorted, from step `first` on."""
-        streams = []
-        for rank in range(processes):
-            module = make(
-                batch_size=8 // processes // accumulate,
-                splits=[0.9, 0.1],
-                window_schedule=[[0, size / 8]],
-            )
-            module.trainer = trainer(processes, rank, first * accumulate, accumulate=accumulate)
-            batches = islice(module.train_dataloader(), (12 - first) * accumulate)
-            streams.append([x.tolist() for x, _ in batches])
-        micro = [[w for part in parts for w in part] for parts in zip(*streams, strict=True)]
-        return [
-            sorted(w for part in micro[i : i + accumulate] for w in part)
-            for i in range(0, len(micro), accumulate)
-        ]
-
-    whole = steps(1, 1)
-    assert steps(processes, accumulate) == whole
-    assert steps(processes, accumulate, first=5) == whole[5:]
-
-
-@pytest.mark.parametrize("size", [1, 2, 4, 8])
-def test_an_epoch_of_short_windows_has_the_same_characters_as_one_of_long_ones(make, size):
-    counts = []
-    for of_windows in (size, 8):
-        module = make(batch_size=1, splits=[0.9, 0.1], window_schedule=[[0, of_windows / 8]])
-        per_epoch = (540 - 8) // 8
-        module.trainer = trainer()
-        batches = list(islice(module.train_dataloader(), per_epoch // 8 * 8))
-        counts.append(np.bincount(torch.cat([x.flatten() for x, _ in batches]), minlength=99))
-        assert all(len(x) == 8 // of_windows for x, _ in batches)  # so many places in each
-    assert (counts[0] == counts[1]).all()
-
-
 def test_another_seed_is_another_order(make):
     assert not (train_batches(make(), 1) == train_batches(make(seed=2), 1)).all()
 
 
-@pytest.mark.parametrize("processed", [0, 4])
-def test_overfit_batches_repeats_the_first_batches(make, monkeypatch, processed):
-    monkeypatch.setattr(windows, "STARTS_PER_CALL", 16)  # 4 batches: no multiple of 3
+def test_overfit_batches_repeats_the_first_batches(make):
     first = train_batches(make(), 3)
-    cycled = train_batches(make(), 11, overfit_batches=3, processed=processed)
-    for j, batch in enumerate(cycled):
-        assert (batch == first[(processed + j) % 3]).all()
-    assert not (first[0] == first[1]).all()
+    cycled = train_batches(make(), 7, overfit_batches=3, processed=4)
+    for j, batch in enumerate(cycled, 4):
+        assert (batch == first[j % 3]).all()
+
+
+def test_each_process_reads_its_share_of_short_windows_and_of_replaced_names(make):
+    text = "\n".join(f"{'ABCDE'[i // 80] * 3} and {'KLMNO'[i // 80] * 3}" for i in range(400))
+    options = {"replace_names": 0.7, "window_schedule": [[0, 0.5], [0.1, 1]], "splits": [1.0]}
+    alone = train_batches(make(text, batch_size=8, **options), 10)
+    two = [train_batches(make(text, **options), 10, world_size=2, global_rank=i) for i in range(2)]
+    assert alone.shape == (10, 16, 2, 4)
+    assert (torch.cat(two, 1) == alone).all()
+    options["replace_names"] = 0
+    assert not (alone == train_batches(make(text, batch_size=8, **options), 10)).all()
 
 
 def test_counts_are_the_characters_of_the_training_split(make):
@@ -313,38 +236,15 @@ def test_counts_are_the_characters_of_the_training_split(make):
 # Evaluation.
 
 
-@pytest.mark.parametrize("processes", [1, 2, 3])
-@pytest.mark.parametrize("stretch", [(0, 600), (0, 9), (540, 600), (540, 541), (300, 433)])
-def test_processes_together_score_each_character_once_in_equally_many_batches(
-    make, processes, stretch
-):
-    first, last = stretch
+def test_processes_share_the_windows_of_a_split(make):
     module = make()
-    module.setup()
-    lengths, predicted = set(), []
-    for rank in range(processes):
-        module.trainer = trainer(processes, rank)
-        batches = module.eval_range(first, last)
-        made = list(batches)
-        assert len(made) == len(batches)
-        lengths.add(len(made))
-        for idx, targets in made:
-            assert idx.shape == targets.shape == (4, 8)
-            scored = targets >= 0
-            predicted += zip(idx[scored].tolist(), targets[scored].tolist(), strict=True)
-    assert len(lengths) == 1
-    ids = module.text.ids[max(first, 1) - 1 : last].tolist()
-    assert sorted(predicted) == sorted(pairwise(ids))
-
-
-def test_no_process_makes_a_batch_of_padding_only_unless_another_has_windows(make):
-    module = make()
-    module.setup()
-    for processes in (1, 2, 3):
-        for last in range(2, 200):
-            module.trainer = trainer(processes)
-            batches = len(module.eval_range(0, last))
-            assert (batches - 1) * processes * 4 < count_eval_windows(0, last, 8)
+    whole = module.val_dataloader()
+    for rank in range(2):
+        module.trainer = trainer(2, rank, fn=TrainerFn.VALIDATING)
+        share = module.val_dataloader()
+        for i in range(len(share)):
+            if 2 * i + rank < len(whole):
+                assert torch.equal(share[i][1], whole[2 * i + rank][1])
 
 
 def test_with_val_gap_a_training_sample_as_long_as_validation_is_scored_too_while_fitting(make):
@@ -411,13 +311,6 @@ def test_without_a_trainer_an_epoch_is_one_pass_over_the_training_text(make):
     assert len(batches) == len(module.train_dataloader()) == (540 - 8) // 8 // 4
     expected = train_batches(make(splits=[0.9, 0.1]), len(batches))
     assert (torch.stack([torch.stack(b, 1) for b in batches]) == expected).all()
-
-
-def test_without_a_trainer_a_second_epoch_is_another_pass(make):
-    loader = make(splits=[0.9, 0.1]).train_dataloader()
-    first, second = (torch.stack([idx for idx, _ in loader]) for _ in range(2))
-    expected = train_batches(make(splits=[0.9, 0.1]), 2 * len(loader))[:, :, 0]
-    assert (torch.cat((first, second)) == expected).all()
 
 
 @pytest.mark.parametrize(("max_steps", "length"), [(1000, 16), (10, 10), (-1, 16)])
