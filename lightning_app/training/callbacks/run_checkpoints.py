@@ -66,9 +66,8 @@ class RunCheckpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step >= trainer.max_steps:
-            trainer.should_stop = True  # makes Lightning validate at the end
-        if just_stepped(trainer) and not validates_now(trainer):
+        ends = trainer.global_step >= trainer.max_steps  # CharGPT then has a validation follow
+        if just_stepped(trainer) and not ends and not validates_now(trainer):
             self.save_last_if_due(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: CharGPT) -> None:  # type: ignore[override]
