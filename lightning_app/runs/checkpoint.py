@@ -11,14 +11,12 @@ import pickletools
 import secrets
 import shutil
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.overrides import TorchFunctionMode
 
 from lightning_app.data.splits import TextSource
 from lightning_app.data.tokenizer import Tokenizer
@@ -28,6 +26,7 @@ from lightning_app.generation.generate import generate_text
 from lightning_app.generation.history import unigram_distribution
 from lightning_app.generation.sampling import GenerateOptions
 from lightning_app.model.gpt import GPT, GPTConfig
+from lightning_app.torch_internals import SkipInit
 
 CHECKPOINT_FORMAT = 2  # raise it if an older version could not read a new file, or read it wrongly
 SECTION = "lightning_app"
@@ -212,22 +211,6 @@ class TrainedModel:
             self.gpt, self.tokenizer, [prompt], chosen, seed, unigram=self.unigram
         )
         return prompt + text
-
-
-class SkipInit(TorchFunctionMode):
-    """Skips the initialisation of weights: on the meta device it has no effect, but PyTorch would
-    import its compiler for it, which takes a second."""
-
-    def __torch_function__(
-        self,
-        function: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if getattr(function, "__module__", "") == "torch.nn.init":
-            return (kwargs or {}).get("tensor", args[0] if args else None)
-        return function(*args, **(kwargs or {}))
 
 
 def load(path: str | Path) -> TrainedModel:
