@@ -5,14 +5,17 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads would only wait on each other
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
+import io
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from types import SimpleNamespace
 
 import pytest
 
 from lightning_app import cli
-from tests.helpers import CONFIG, main_py, sentences
+from tests.helpers import write_inputs
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -30,8 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def folder(tmp_path, monkeypatch):
     """A working folder with text.txt and tiny.yaml in it."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "text.txt").write_text(sentences(150))
-    (tmp_path / "tiny.yaml").write_text(CONFIG)
+    write_inputs(tmp_path)
     return tmp_path
 
 
@@ -41,21 +43,44 @@ def main(capfd):
 
     def call(*args: str) -> SimpleNamespace:
         capfd.readouterr()
-        with warnings.catch_warnings():  # a command turns off all warnings of its process
+        with undone():
             code = cli.main([str(a) for a in args])
         out, err = capfd.readouterr()
         return SimpleNamespace(code=code, out=out, err=err)
 
-    yield call
-    logging.disable(logging.NOTSET)  # a command turns off all messages below errors
+    return call
+
+
+@contextmanager
+def undone() -> Iterator[None]:
+    """Undoes what a command sets for its whole process: no warnings, no messages below errors."""
+    with warnings.catch_warnings():
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """A folder where run `tiny` has been trained, for tests that only read it."""
+    """A folder where run `tiny` has been trained, and what `fit` printed. For tests that only read
+    it; see `in_trained`."""
     folder = tmp_path_factory.mktemp("trained")
-    (folder / "text.txt").write_text(sentences(150))
-    (folder / "tiny.yaml").write_text(CONFIG)
-    done = main_py("fit", "--config", "tiny.yaml", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return SimpleNamespace(folder=folder, out=done.stdout, err=done.stderr)
+    write_inputs(folder)
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        undone(),
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
+        patch.chdir(folder)
+        assert cli.main(["fit", "--config", "tiny.yaml"]) == 0, err.getvalue()
+    return SimpleNamespace(folder=folder, out=out.getvalue(), err=err.getvalue())
+
+
+@pytest.fixture
+def in_trained(trained, monkeypatch):
+    """The folder of `trained` as working folder."""
+    monkeypatch.chdir(trained.folder)
+    return trained.folder

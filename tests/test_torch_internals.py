@@ -1,8 +1,6 @@
 """Laws of torch_internals: each fails when an upgrade of PyTorch moves what is used there."""
 
-import os
 import platform
-import subprocess
 import sys
 
 import pytest
@@ -22,21 +20,7 @@ from lightning_app.torch_internals import (
     packed_linear,
     set_up_compiler,
 )
-from tests.helpers import MAIN
-
-
-def imported_after(code: str) -> str:
-    """What `code` prints in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"PYTHONPATH": str(MAIN.parent)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    return done.stdout.strip()
-
+from tests.helpers import python_prints
 
 COMPILER = "[m for m in sys.modules if m.startswith(('torch._inductor', 'torch._dynamo'))]"
 
@@ -123,7 +107,7 @@ with torch.device("meta"), SkipInit():
     torch.nn.Sequential(torch.nn.Embedding(3, 4), torch.nn.Linear(4, 3))
 print({COMPILER})
 """
-    assert imported_after(code) == "[]"
+    assert python_prints(code) == "[]"
 
 
 # The compiler's options.
