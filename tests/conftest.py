@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lightning_app import cli
+from lightning_app import cli, hardware
 from tests.helpers import write_inputs
 
 
@@ -31,7 +31,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A working folder with text.txt and tiny.yaml in it."""
+    """A working folder with text.txt and tiny.yaml in it. The machine's speed is not measured."""
+    monkeypatch.setattr(hardware, "matmul_flops_per_second", lambda *args: 1e11)
     monkeypatch.chdir(tmp_path)
     write_inputs(tmp_path)
     return tmp_path
