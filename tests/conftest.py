@@ -5,17 +5,12 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads would only wait on each other
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
-import io
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from types import SimpleNamespace
 
 import pytest
 
 from lightning_app import cli, hardware
-from tests.helpers import write_inputs
+from tests.helpers import main_in, undone, write_inputs
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -52,32 +47,15 @@ def main(capfd):
     return call
 
 
-@contextmanager
-def undone() -> Iterator[None]:
-    """Undoes what a command sets for its whole process: no warnings, no messages below errors."""
-    with warnings.catch_warnings():
-        try:
-            yield
-        finally:
-            logging.disable(logging.NOTSET)
-
-
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
     """A folder where run `tiny` has been trained, and what `fit` printed. For tests that only read
     it; see `in_trained`."""
     folder = tmp_path_factory.mktemp("trained")
     write_inputs(folder)
-    out, err = io.StringIO(), io.StringIO()
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        undone(),
-        redirect_stdout(out),
-        redirect_stderr(err),
-    ):
-        patch.chdir(folder)
-        assert cli.main(["fit", "--config", "tiny.yaml"]) == 0, err.getvalue()
-    return SimpleNamespace(folder=folder, out=out.getvalue(), err=err.getvalue())
+    done = main_in(folder, "fit", "--config", "tiny.yaml")
+    assert done.code == 0, done.err
+    return SimpleNamespace(folder=folder, out=done.out, err=done.err)
 
 
 @pytest.fixture

@@ -1,11 +1,16 @@
 """What several tests share: a tiny text, configs, the command line, networks, checkpoints."""
 
+import io
+import logging
 import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L
 import numpy as np
@@ -15,6 +20,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers.logger import DummyLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lightning_app import cli
 from lightning_app.data.datamodule import CharDataModule
 from lightning_app.data.tokenizer import Tokenizer
 from lightning_app.errors import UserError
@@ -68,6 +74,26 @@ def python_prints(code: str, cwd: Path | None = None) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
+
+
+@contextmanager
+def undone() -> Iterator[None]:
+    """Undoes what a command sets for its whole process: no warnings, no messages below errors."""
+    with warnings.catch_warnings():
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
+
+
+def main_in(folder: Path, *args: str) -> SimpleNamespace:
+    """The command line in this process and this folder, for fixtures of more than one test."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, undone():
+        patch.chdir(folder)
+        with redirect_stdout(out), redirect_stderr(err):
+            code = cli.main(list(args))
+    return SimpleNamespace(code=code, out=out.getvalue(), err=err.getvalue())
 
 
 def main_py(*args: str, cwd: Path, **kwargs) -> subprocess.CompletedProcess:

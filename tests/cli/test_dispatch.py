@@ -53,6 +53,20 @@ def test_every_command_listed_has_help(name, capsys):
     assert f"main.py {name}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("fit", "Width of the network"),
+        ("predict", "Below 1 gives more predictable text"),
+        ("validate", "windows side by side"),
+    ],
+)
+def test_help_explains_options_in_the_words_of_their_class(name, words, capsys):
+    with pytest.raises(SystemExit):
+        raise SystemExit(main([name, "--help"]))
+    assert words in " ".join(capsys.readouterr().out.split())
+
+
 def test_an_unknown_command_names_those_there_are(capsys):
     assert main(["train"]) == 2
     err = capsys.readouterr().err
