@@ -143,6 +143,17 @@ def save_run(name: str, state: dict | None = None, file: str = "best") -> Path:
     return path
 
 
+def same(a: object, b: object) -> bool:
+    """Whether two parts of checkpoints are equal, bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
 def scalars(folder: Path, run: str) -> dict[str, list[tuple[int, float]]]:
     board = EventAccumulator(str(folder / "logs" / run))
     board.Reload()

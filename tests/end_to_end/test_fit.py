@@ -3,10 +3,9 @@
 import gc
 
 import pytest
-import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.helpers import checkpoint, scalars
+from tests.helpers import checkpoint, same, scalars
 
 
 def test_a_resumed_run_equals_an_unbroken_one(folder, main):
@@ -47,16 +46,6 @@ def stop_at(patch, step: int) -> None:
         original(self, *args)
 
     patch.setattr(CharGPT, "on_train_batch_start", on_train_batch_start)
-
-
-def same(a, b) -> bool:
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
 
 
 def test_early_stopping_finishes_a_run(folder, main):
