@@ -39,7 +39,6 @@ LEGACY_DEFAULTS = {  # values of keys that a file of format 1 may lack
     "unit": "char",
     "replace_names": 0.0,
     "window_schedule": [[0.0, 1.0]],
-    "data_dir": "data",
     "origin": None,  # not known; else the file that the run was started from, or ""
 }
 RENAMED = {"rename": "replace_names", "figures": "metrics"}  # in our section, since format 2
@@ -130,7 +129,7 @@ def upgrade(state: dict[str, Any]) -> None:
     for name, value in LEGACY_DEFAULTS.items():
         section.setdefault(name, value)
     if isinstance(data := section.pop("data", None), dict):
-        state[DATA] = LEGACY_DEFAULTS | data
+        state[DATA] = data  # what it lacks are the defaults of TextSource
     if isinstance(arguments := state.get("hyper_parameters"), dict):
         arguments["generation"] = section.pop("generate", {})
     average, raw = section.pop("average", None), section.pop("raw", None)
