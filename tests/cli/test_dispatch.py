@@ -58,7 +58,6 @@ def test_every_command_listed_has_help(name, capsys):
     [
         ("fit", "Width of the network"),
         ("predict", "Below 1 gives more predictable text"),
-        ("validate", "windows side by side"),
     ],
 )
 def test_help_explains_options_in_the_words_of_their_class(name, words, capsys):

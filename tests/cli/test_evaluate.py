@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_app.cli.evaluate import EvaluateParser, stride
+from lightning_app.cli.evaluate import EvaluateParser, choose_stride
 from tests.helpers import is_error, refusal, sentences
 
 
@@ -60,13 +60,15 @@ def test_sliding_scores_the_same_characters_with_more_context(in_trained, main):
     ],
 )
 def test_a_window_scores_so_many_characters(evaluate, given, scored):
-    assert stride(evaluate, given, 100) == scored
+    assert choose_stride(evaluate, given, 100) == scored
 
 
 def test_a_stride_without_effect_is_refused():
-    assert "--stride is for --evaluate sliding or dynamic" in refusal(stride, "block", 3, 100)
-    assert stride("sliding", None, 1) == 1
-    assert stride("dynamic", None, 16) == 16
+    assert "--stride is for --evaluate sliding or dynamic" in refusal(
+        choose_stride, "block", 3, 100
+    )
+    assert choose_stride("sliding", None, 1) == 1
+    assert choose_stride("dynamic", None, 16) == 16
 
 
 def test_dynamic_evaluation_says_that_its_loss_is_not_the_weights(in_trained, main):

@@ -103,7 +103,7 @@ def test_a_run_may_start_from_another_runs_file_but_is_not_overwritten_by_it(fol
         assert main(*FIT, "--run", run).code == 0
     before = (folder / "logs/one/checkpoints/last.ckpt").read_bytes()
     on = (*FIT, "--trainer.max_steps", 6, "--ckpt_path", "logs/other/checkpoints/last.ckpt")
-    is_error(main(*on, "--run", "one"), "run one has checkpoints of its own", "--run OTHER")
+    is_error(main(*on, "--run", "one"), "run one already has checkpoints", "--run OTHER")
     assert main(*on, "--run", "one", "--trainer.fast_dev_run", "true").code == 0
     assert (folder / "logs/one/checkpoints/last.ckpt").read_bytes() == before
     done = main(*on, "--run", "third")

@@ -11,7 +11,7 @@ from lightning_app import hardware
 from lightning_app.cli import fit_build
 from lightning_app.cli.fit_build import (
     COMPILE_SECONDS,
-    EAGER,
+    UNCOMPILED_TIME,
     Job,
     as_list,
     build,
@@ -53,7 +53,9 @@ def planned(monkeypatch):
     return planned
 
 
-PAYS = 10 * COMPILE_SECONDS / EAGER  # seconds from which compiling wins ten times what it takes
+PAYS = (
+    10 * COMPILE_SECONDS / UNCOMPILED_TIME
+)  # seconds from which compiling wins ten times what it takes
 
 
 @pytest.mark.parametrize(
@@ -68,7 +70,7 @@ PAYS = 10 * COMPILE_SECONDS / EAGER  # seconds from which compiling wins ten tim
     ],
 )
 def test_a_run_is_compiled_where_it_pays_or_is_asked_for(planned, seconds, options, compiled):
-    expected = seconds if compiled else EAGER * seconds
+    expected = seconds if compiled else UNCOMPILED_TIME * seconds
     assert planned(seconds, **options) == (compiled, pytest.approx(expected))
 
 

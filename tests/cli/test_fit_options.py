@@ -11,7 +11,7 @@ from lightning_app.cli.configs import shipped_configs
 from lightning_app.cli.fit_options import (
     DERIVED_DATA,
     DERIVED_MODEL,
-    OF_ONE_CALL,
+    NOT_SAVED,
     TRAINER_DEFAULTS,
     FitCLI,
     FitRequest,
@@ -36,7 +36,7 @@ def test_every_shipped_config_is_understood(path):
 
 def plain(asked: FitRequest) -> dict:
     values = yaml.safe_load(asked.parser.dump(asked.config, skip_validation=True))
-    return {name: value for name, value in values.items() if name not in OF_ONE_CALL}
+    return {name: value for name, value in values.items() if name not in NOT_SAVED}
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_config_yaml_of_a_request_is_the_same_request(folder, args):
 
 def test_config_yaml_has_nothing_that_concerns_one_call(folder):
     asked = request("--run", "mine", "--fresh", "true", "--debug", "true", "--ckpt_path", "a.ckpt")
-    assert not set(OF_ONE_CALL) & set(yaml.safe_load(asked.config_yaml()))
+    assert not set(NOT_SAVED) & set(yaml.safe_load(asked.config_yaml()))
 
 
 def test_the_run_is_the_option_or_the_last_configs_name(folder):

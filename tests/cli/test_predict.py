@@ -2,12 +2,12 @@
 
 import re
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from lightning_app.cli.predict import join_texts, read_prompts, with_defaults_from
-from lightning_app.generation.sampling import SAMPLING_OPTIONS
+from lightning_app.cli.predict import given_options, join_texts, make_parser, read_prompts
 from tests.helpers import is_error, refusal, save_run, small_checkpoint
 
 ODD_PROMPTS = ["-x", "--prompt", "1", "null", "true", "a: b", "[1]", "{", "#"]
@@ -64,10 +64,10 @@ def test_copied_spans_of_50_characters_are_reported_with_their_place(in_trained,
     text = (in_trained / "text.txt").read_text()
     new = ("--max_new_tokens", 1, "--seed_everything", 1, "--check_overlap", "true")
     done = main("predict", "--prompt", text[100:180], *new)
-    assert re.search(r"characters 0 to 8\d .* the training text at 100:", done.err)
+    assert re.search(r"characters 0 to 8\d occur in the training text at 100:", done.err)
     assert repr(text[100:180])[1:-1] in done.err
     done = main("predict", "--prompt", text[100:120], *new)
-    assert "no span of 50 characters" in done.err
+    assert "no passage of 50 characters occurs in the training text" in done.err
 
 
 # Prompts.
@@ -141,17 +141,36 @@ def test_options_come_from_the_command_line_then_the_config_then_the_run(in_trai
     assert len(of_both.out) == len("ROMEO") + 4 + 1
 
 
-@pytest.mark.parametrize("option", sorted(SAMPLING_OPTIONS))
-def test_a_sampling_option_on_the_command_line_replaces_all_of_the_defaults(option):
-    defaults = {"sampling": "top_k", "top_k": 3, "temperature": 0.7, "min_p": None}
-    kept = ["--sampling=top_k", "--top_k=3", "--temperature=0.7"]
-    assert with_defaults_from(defaults, []) == kept
-    given = [f"--{option}", "x"]
-    assert with_defaults_from(defaults, given) == [kept[-1], *given]
+@pytest.mark.parametrize(
+    ("args", "given"),
+    [
+        ([], {}),
+        (["--temperature", "1"], {"temperature": 1}),
+        (["--sampling=argmax", "--stop", "null"], {"sampling": "argmax", "stop": None}),
+        (["--run", "a", "--prompt=--top_k 3", "--num_samples", "2"], {}),
+    ],
+)
+def test_given_options_are_those_of_the_command_line_and_not_the_defaults(args, given):
+    assert given_options(make_parser(), args) == given
 
 
-def test_an_unknown_default_is_refused():
-    assert "there is no generate.topk" in refusal(with_defaults_from, {"topk": 3}, [])
+def test_another_sampling_on_the_command_line_replaces_that_of_the_run(in_trained, main):
+    done = main("predict", "--run", "tiny", "--prompt", "o", "--sampling", "argmax")
+    assert done.code == 0, done.err  # with the run's top_k it would contradict
+
+
+@pytest.mark.parametrize(
+    ("group", "words"),
+    [
+        ("{temperature: hot}", ["temperature is 'hot'"]),
+        ("{max_new_tokens: 1.5}", ["max_new_tokens is 1.5", "whole number"]),
+        ("{top_kk: 3}", ["no option top_kk", "top_k"]),
+    ],
+)
+def test_wrong_values_in_a_configs_generate_group_are_refused(in_folder, main, group, words):
+    Path("wrong.yaml").write_text(f"generate: {group}\n")
+    save_run("tiny")
+    is_error(main("predict", "--config", "wrong.yaml", "--run", "tiny"), *words)
 
 
 def test_the_run_is_that_of_the_config(in_folder, main):

@@ -47,7 +47,7 @@ def said_before(**given) -> list[str]:
         config=SimpleNamespace(trainer=flags), folder="logs/mine", dev_run=o.dev_run
     )
     state = {SECTION: {"step": o.step}} if o.step else None
-    return screens.before(request, Start(state=state), job)
+    return screens.lines_before(request, Start(state=state), job)
 
 
 def test_before_training_the_data_the_network_the_machine_and_the_run_are_named():
@@ -112,9 +112,9 @@ def test_a_long_validation_is_reported_with_the_option():
 
 def test_a_finished_run_says_why_and_how_good_it_is():
     state = {SECTION: {"best": {"loss": 1.23456, "step": 1500}}}
-    lines = screens.finished("mine", "finished: 2,000 steps", Start(state=state))
+    lines = screens.lines_if_finished("mine", "finished: 2,000 steps", Start(state=state))
     assert lines == ["run mine is finished: 2,000 steps", "best val/loss 1.2346 at step 1,500"]
-    assert len(screens.finished("mine", "over", Start(state={SECTION: {"best": {}}}))) == 1
+    assert len(screens.lines_if_finished("mine", "over", Start(state={SECTION: {"best": {}}}))) == 1
 
 
 # After training.
@@ -151,7 +151,7 @@ def said_after(best: dict, steps: int, stopped_early: bool = False) -> list[str]
     request = SimpleNamespace(
         run="tiny", folder=Path("logs/tiny"), config=SimpleNamespace(seed_everything=1)
     )
-    return screens.after(request, job, 90.0)
+    return screens.lines_after(request, job, 90.0)
 
 
 @pytest.mark.parametrize(

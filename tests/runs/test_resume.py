@@ -374,8 +374,8 @@ def test_fit_starts_from(folder, origin, given, path, step, begun_from):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"ckpt_path": OTHER}, ["run mine has checkpoints of its own", OTHER, "--run OTHER"]),
-        ({"init_from": OTHER}, ["run mine has checkpoints of its own", OTHER, "--fresh true"]),
+        ({"ckpt_path": OTHER}, ["run mine already has checkpoints", OTHER, "--run OTHER"]),
+        ({"init_from": OTHER}, ["run mine already has checkpoints", OTHER, "--fresh true"]),
         ({"ckpt_path": OTHER, "fresh": True}, ["--fresh and --ckpt_path contradict"]),
         ({"ckpt_path": OTHER, "init_from": OTHER}, ["--init_from and --ckpt_path contradict"]),
         ({"ckpt_path": "nope.ckpt", "dev_run": True}, ["nope.ckpt does not exist"]),

@@ -31,9 +31,9 @@ def job(folder, monkeypatch):
         saved: list[tuple[str, int]] = []
         save, given = made.checkpoints.save, iter(losses)
 
-        def record(trainer, name: str) -> None:
+        def record(trainer, module, name: str) -> None:
             saved.append((name, trainer.global_step))
-            save(trainer, name)
+            save(trainer, module, name)
 
         def end_validation(model: CharGPT) -> None:
             model.log_evaluation({"val/loss": next(given), "val/perplexity": 1.0, "val/bpc": 1.0})
@@ -148,13 +148,13 @@ def due(
     checkpoints = RunCheckpoints(Path("x"), lambda trainer: {}, signals, **options)
     checkpoints.saved_at, checkpoints.save_seconds = time.perf_counter() - ago, saving
     saved = []
-    checkpoints.save = lambda trainer, name: saved.append(name)
+    checkpoints.save = lambda trainer, module, name: saved.append(name)
     trainer = SimpleNamespace(global_rank=0, world_size=1, global_step=step)
     if received is None:
-        checkpoints.save_last_if_due(trainer, force=force)
+        checkpoints.save_last_if_due(trainer, None, force=force)
     else:
         with pytest.raises(Interrupted) as stopped:
-            checkpoints.save_last_if_due(trainer, force=force)
+            checkpoints.save_last_if_due(trainer, None, force=force)
         assert stopped.value.signum == received
     return saved == ["last"]
 
