@@ -76,7 +76,7 @@ def test_a_run_that_time_stops_is_continued_by_the_same_command(folder, main):
     done = main(*fit, 10**6)
     assert done.code == 0, done.err
     assert "of 1,000,000 steps" in done.out
-    assert "the same command continues" in done.out
+    assert "the same command resumes it" in done.out
     steps = checkpoint(folder, "tiny")["lightning_app"]["step"]
     done = main(*fit, steps + 2)
     assert f"finished: {steps + 2:,} steps" in done.out
