@@ -1,15 +1,31 @@
-"""Every use of Lightning's private attributes, each with its reason and its own test.
+"""Every use of private or undocumented parts of Lightning, with its reason and a test.
 
-Nothing here imports Lightning, so that lower layers may use it.
+One more is where a base class needs it: `FitCLI._set_seed` in cli/fit_options.py. Nothing here
+imports Lightning, so that lower layers may use it.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightning.pytorch import Trainer
+    from lightning.pytorch import LightningModule, Trainer
     from lightning.pytorch.strategies import ModelParallelStrategy
+    from torch import Tensor
 
 PROGRESS = "epoch_loop.batch_progress"  # in a checkpoint's loops
+
+
+def has_trainer(module: "LightningModule") -> bool:
+    """Whether a Trainer uses the module. `module.trainer` raises an error without one."""
+    return module._trainer is not None
+
+
+def set_callback_metrics(trainer: "Trainer", metrics: dict[str, "Tensor"]) -> None:
+    """Put metrics into `trainer.callback_metrics`, for callbacks, without logging them.
+
+    Relies on the Trainer keeping this dictionary and adding to it. (`module.log` would also give
+    them to the loggers, at the number of the step before.)
+    """
+    trainer.callback_metrics.update(metrics)
 
 
 def just_stepped(trainer: "Trainer") -> bool:

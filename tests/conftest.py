@@ -5,14 +5,12 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads would only wait on each other
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
-import logging
-import warnings
 from types import SimpleNamespace
 
 import pytest
 
-from lightning_app import cli
-from tests.helpers import CONFIG, main_py, sentences
+from lightning_app import cli, hardware
+from tests.helpers import main_in, undone, write_inputs
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -28,10 +26,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A working folder with text.txt and tiny.yaml in it."""
+    """A working folder with text.txt and tiny.yaml in it. The machine's speed is not measured."""
+    monkeypatch.setattr(hardware, "matmul_flops_per_second", lambda *args: 1e11)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "text.txt").write_text(sentences(150))
-    (tmp_path / "tiny.yaml").write_text(CONFIG)
+    write_inputs(tmp_path)
     return tmp_path
 
 
@@ -41,21 +39,27 @@ def main(capfd):
 
     def call(*args: str) -> SimpleNamespace:
         capfd.readouterr()
-        with warnings.catch_warnings():  # a command turns off all warnings of its process
+        with undone():
             code = cli.main([str(a) for a in args])
         out, err = capfd.readouterr()
         return SimpleNamespace(code=code, out=out, err=err)
 
-    yield call
-    logging.disable(logging.NOTSET)  # a command turns off all messages below errors
+    return call
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """A folder where run `tiny` has been trained, for tests that only read it."""
+    """A folder where run `tiny` has been trained, and what `fit` printed. For tests that only read
+    it; see `in_trained`."""
     folder = tmp_path_factory.mktemp("trained")
-    (folder / "text.txt").write_text(sentences(150))
-    (folder / "tiny.yaml").write_text(CONFIG)
-    done = main_py("fit", "--config", "tiny.yaml", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return SimpleNamespace(folder=folder, out=done.stdout, err=done.stderr)
+    write_inputs(folder)
+    done = main_in(folder, "fit", "--config", "tiny.yaml")
+    assert done.code == 0, done.err
+    return SimpleNamespace(folder=folder, out=done.out, err=done.err)
+
+
+@pytest.fixture
+def in_trained(trained, monkeypatch):
+    """The folder of `trained` as working folder."""
+    monkeypatch.chdir(trained.folder)
+    return trained.folder

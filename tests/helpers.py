@@ -1,20 +1,29 @@
 """What several tests share: a tiny text, configs, the command line, networks, checkpoints."""
 
+import io
+import logging
 import math
 import os
 import subprocess
 import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L
 import numpy as np
+import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers.logger import DummyLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lightning_app import cli
 from lightning_app.data.datamodule import CharDataModule
 from lightning_app.data.tokenizer import Tokenizer
+from lightning_app.errors import UserError
 from lightning_app.generation.sampling import GenerateOptions
 from lightning_app.model.gpt import GPT, GPTConfig
 from lightning_app.runs.checkpoint import (
@@ -23,6 +32,7 @@ from lightning_app.runs.checkpoint import (
     NETWORK_PREFIX,
     SECTION,
     read_checkpoint,
+    write_checkpoint,
 )
 from lightning_app.training.module import CharGPT
 
@@ -44,6 +54,46 @@ def sentences(n: int) -> str:
     return "".join(
         f"{who[i * 5 // 3 % 4]}:\n{what[(i * 7 + i // 3) % 5]}, {i}\n\n" for i in range(n)
     )
+
+
+def write_inputs(folder: Path) -> None:
+    """A text and a config for it: text.txt, tiny.yaml."""
+    (folder / "text.txt").write_text(sentences(150))
+    (folder / "tiny.yaml").write_text(CONFIG)
+
+
+def python_prints(code: str, cwd: Path | None = None) -> str:
+    """What Python code prints in a process of its own; the code can import this project."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(MAIN.parent)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@contextmanager
+def undone() -> Iterator[None]:
+    """Undoes what a command sets for its whole process: no warnings, no messages below errors."""
+    with warnings.catch_warnings():
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
+
+
+def main_in(folder: Path, *args: str) -> SimpleNamespace:
+    """The command line in this process and this folder, for fixtures of more than one test."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, undone():
+        patch.chdir(folder)
+        with redirect_stdout(out), redirect_stderr(err):
+            code = cli.main(list(args))
+    return SimpleNamespace(code=code, out=out.getvalue(), err=err.getvalue())
 
 
 def main_py(*args: str, cwd: Path, **kwargs) -> subprocess.CompletedProcess:
@@ -77,6 +127,33 @@ def checkpoint(folder: Path, run: str, name: str = "last") -> dict:
     return read_checkpoint(folder / "logs" / run / "checkpoints" / f"{name}.ckpt")
 
 
+def refusal(act: Callable, *args, **kwargs) -> str:
+    """The one line of the UserError that a call raises."""
+    with pytest.raises(UserError) as error:
+        act(*args, **kwargs)
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+def save_run(name: str, state: dict | None = None, file: str = "best") -> Path:
+    """A run under ./logs with this checkpoint, made without training."""
+    path = Path(f"logs/{name}/checkpoints/{file}.ckpt")
+    write_checkpoint(state or small_checkpoint(), path)
+    return path
+
+
+def same(a: object, b: object) -> bool:
+    """Whether two parts of checkpoints are equal, bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
 def scalars(folder: Path, run: str) -> dict[str, list[tuple[int, float]]]:
     board = EventAccumulator(str(folder / "logs" / run))
     board.Reload()
@@ -97,10 +174,10 @@ SIZES = {
 }
 
 
-def random_network(seed: int, **sizes) -> GPT:
+def random_network(seed: int, alphabet: str = ALPHABET, **sizes) -> GPT:
     """A network whose every weight is random: at its start many are 0, and hide mistakes."""
     torch.manual_seed(seed)
-    gpt = GPT(GPTConfig(vocab_size=len(ALPHABET), **SIZES | sizes))
+    gpt = GPT(GPTConfig(vocab_size=len(alphabet), **SIZES | sizes))
     for weight in gpt.parameters():
         torch.nn.init.normal_(weight)
     return gpt
@@ -110,14 +187,14 @@ def weights(gpt: GPT) -> dict[str, torch.Tensor]:
     return {NETWORK_PREFIX + name: weight for name, weight in gpt.state_dict().items()}
 
 
-def small_checkpoint(gpt: GPT | None = None, **sizes) -> dict:
+def small_checkpoint(gpt: GPT | None = None, alphabet: str = ALPHABET, **sizes) -> dict:
     """As `fit` makes one, in small."""
+    counts = [3, 0, 5, 1, 1, 2, 4] if alphabet == ALPHABET else None
     return {
-        "state_dict": weights(gpt or random_network(1, **sizes)),
-        "hyper_parameters": {"alphabet": ALPHABET, **SIZES, **sizes},
+        "state_dict": weights(gpt or random_network(1, alphabet, **sizes)),
+        "hyper_parameters": {"alphabet": alphabet, **SIZES, **sizes},
         "global_step": 10,
-        SECTION: LEGACY_DEFAULTS
-        | {"format": CHECKPOINT_FORMAT, "step": 10, "counts": [3, 0, 5, 1, 1, 2, 4]},
+        SECTION: LEGACY_DEFAULTS | {"format": CHECKPOINT_FORMAT, "step": 10, "counts": counts},
     }
 
 

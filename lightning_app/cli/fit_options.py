@@ -121,7 +121,8 @@ class FitCLI(LightningCLI):
         self.config = parser.parse_args(args)
 
     def _set_seed(self) -> None:
-        """Does nothing: `fit_build` sets the seed when it builds the network."""
+        """A private hook of LightningCLI: it would seed the process with --seed_everything, and
+        print a line. The network is built later, from the seed, and each step seeds itself."""
 
     def instantiate_classes(self) -> None:
         """Does nothing: see `fit_build`."""

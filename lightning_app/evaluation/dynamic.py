@@ -16,6 +16,14 @@ from tqdm import tqdm
 from lightning_app.data.batches import Batch
 from lightning_app.evaluation.metrics import CharacterLoss
 from lightning_app.model.gpt import GPT, loss_per_character
+from lightning_app.torch_internals import (
+    foreach_add_,
+    foreach_addcdiv_,
+    foreach_addcmul_,
+    foreach_lerp_,
+    foreach_mul_,
+    foreach_sqrt,
+)
 
 
 @dataclass
@@ -46,10 +54,10 @@ def dynamic_loss(gpt: GPT, batches: Iterable[Batch], options: DynamicOptions) ->
         metric.update(losses, targets.flatten())
         gradients = torch.autograd.grad(losses.sum() / (targets >= 0).sum(), weights)
         with torch.no_grad():
-            torch._foreach_mul_(mean_squares, 1 - 1 / step)
-            torch._foreach_addcmul_(mean_squares, gradients, gradients, 1 / step)
-            scale = torch._foreach_sqrt(mean_squares)
-            torch._foreach_add_(scale, 1e-8)
-            torch._foreach_addcdiv_(weights, gradients, scale, -options.learning_rate)
-            torch._foreach_lerp_(weights, trained, options.decay)
+            foreach_mul_(mean_squares, 1 - 1 / step)
+            foreach_addcmul_(mean_squares, gradients, gradients, 1 / step)
+            scale = foreach_sqrt(mean_squares)
+            foreach_add_(scale, 1e-8)
+            foreach_addcdiv_(weights, gradients, scale, -options.learning_rate)
+            foreach_lerp_(weights, trained, options.decay)
     return metric

@@ -29,7 +29,9 @@ class CharacterLoss(Metric):
     def _apply(
         self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ()
     ) -> "CharacterLoss":
-        return self  # .to() and .half() of the module that contains it must not change the dtype
+        # Metric and Module call this private method for .to() and .half(): those of the module
+        # that contains this metric must not change the dtype.
+        return self
 
     def update(self, losses: Tensor, targets: Tensor) -> None:
         """Add losses (N,) in nats. Targets (N,) of -1 are padding: not counted, and of loss 0."""

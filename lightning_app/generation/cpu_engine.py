@@ -28,10 +28,10 @@ from lightning_app.generation.cpu_kernels import (
     normalize_rows,
 )
 from lightning_app.generation.numba_cache import max_threads
-from lightning_app.generation.onednn import linear
 from lightning_app.generation.sampling import SamplerArgs
 from lightning_app.hardware import multiplies_bf16
 from lightning_app.model.gpt import GPT
+from lightning_app.torch_internals import packed_linear
 
 WeightFormat = Literal["float32", "bfloat16", "int8"]
 
@@ -147,13 +147,13 @@ class CPUEngine:
                 [self.product(m[layer]) for m in (w.qkv, w.o, w.gate_up, w.down)]
                 for layer in range(gpt.config.n_layer)
             ]
-            self.head = linear(torch.from_numpy(w.head), rows)
+            self.head = packed_linear(torch.from_numpy(w.head), rows)
 
     def product(self, matrix: NDArray) -> Callable[[Tensor], Tensor]:
         """A function x (B, columns) -> x @ matrix.T, for matrix (rows, columns)."""
         w = torch.from_numpy(matrix)
         w = w.view(torch.bfloat16) if w.dtype == torch.uint16 else w
-        return linear(w.to(self.dtype), self.rows)
+        return packed_linear(w.to(self.dtype), self.rows)
 
     def prefill(self, rows: Sequence[int], windows: Sequence[Sequence[int]]) -> None:
         """Replace the cached text of `rows` by `windows`.

@@ -11,14 +11,12 @@ import pickletools
 import secrets
 import shutil
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.overrides import TorchFunctionMode
 
 from lightning_app.data.splits import TextSource
 from lightning_app.data.tokenizer import Tokenizer
@@ -28,6 +26,7 @@ from lightning_app.generation.generate import generate_text
 from lightning_app.generation.history import unigram_distribution
 from lightning_app.generation.sampling import GenerateOptions
 from lightning_app.model.gpt import GPT, GPTConfig
+from lightning_app.torch_internals import SkipInit
 
 CHECKPOINT_FORMAT = 2  # raise it if an older version could not read a new file, or read it wrongly
 SECTION = "lightning_app"
@@ -40,7 +39,6 @@ LEGACY_DEFAULTS = {  # values of keys that a file of format 1 may lack
     "unit": "char",
     "replace_names": 0.0,
     "window_schedule": [[0.0, 1.0]],
-    "data_dir": "data",
     "origin": None,  # not known; else the file that the run was started from, or ""
 }
 RENAMED = {"rename": "replace_names", "figures": "metrics"}  # in our section, since format 2
@@ -131,7 +129,7 @@ def upgrade(state: dict[str, Any]) -> None:
     for name, value in LEGACY_DEFAULTS.items():
         section.setdefault(name, value)
     if isinstance(data := section.pop("data", None), dict):
-        state[DATA] = LEGACY_DEFAULTS | data
+        state[DATA] = data  # what it lacks are the defaults of TextSource
     if isinstance(arguments := state.get("hyper_parameters"), dict):
         arguments["generation"] = section.pop("generate", {})
     average, raw = section.pop("average", None), section.pop("raw", None)
@@ -212,22 +210,6 @@ class TrainedModel:
             self.gpt, self.tokenizer, [prompt], chosen, seed, unigram=self.unigram
         )
         return prompt + text
-
-
-class SkipInit(TorchFunctionMode):
-    """Skips the initialisation of weights: on the meta device it has no effect, but PyTorch would
-    import its compiler for it, which takes a second."""
-
-    def __torch_function__(
-        self,
-        function: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if getattr(function, "__module__", "") == "torch.nn.init":
-            return (kwargs or {}).get("tensor", args[0] if args else None)
-        return function(*args, **(kwargs or {}))
 
 
 def load(path: str | Path) -> TrainedModel:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_app.torch_internals import foreach_add_, foreach_mul
+
 # In a micro-batch. Half as many was slower at widths of 128 to 384, twice as many at 384.
 MAX_CHARACTERS = 2048
 
@@ -60,11 +62,11 @@ class MicrobatchedLoss(torch.autograd.Function):
             if len(parts) == 1:
                 ctx.gradients = gradients
             else:
-                torch._foreach_add_(ctx.gradients, gradients)
+                foreach_add_(ctx.gradients, gradients)
         losses = torch.cat(parts)
         ctx.mark_non_differentiable(losses)
         return losses.mean(), losses
 
     @staticmethod
     def backward(ctx: Any, mean_gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, None, None, *torch._foreach_mul(ctx.gradients, mean_gradient)
+        return None, None, None, None, *foreach_mul(ctx.gradients, mean_gradient)

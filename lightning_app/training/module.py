@@ -23,7 +23,7 @@ from lightning_app.evaluation.metrics import CharacterLoss, loss_metrics
 from lightning_app.generation.generate import generate_text
 from lightning_app.generation.history import unigram_distribution
 from lightning_app.generation.sampling import GenerateOptions
-from lightning_app.lightning_internals import batches_done
+from lightning_app.lightning_internals import batches_done, has_trainer, set_callback_metrics
 from lightning_app.model.gpt import GPT, GPTConfig, loss_per_character
 from lightning_app.runs.checkpoint import (
     CHECKPOINT_FORMAT,
@@ -32,7 +32,7 @@ from lightning_app.runs.checkpoint import (
     SECTION,
     upgrade,
 )
-from lightning_app.training.compile import set_up_compiler
+from lightning_app.torch_internals import set_up_compiler
 from lightning_app.training.microbatch import MicrobatchedLoss, rows_per_microbatch
 from lightning_app.training.optimizer import MuonAdamW, OptimOptions, parameter_groups
 from lightning_app.training.schedules import ScheduleOptions, set_rates
@@ -164,7 +164,7 @@ class CharGPT(L.LightningModule):
         checkpoint, and give callbacks the metrics of the last validation until the next one."""
         self.average.use(False)
         metrics = {name: torch.tensor(value) for name, value in self.eval_metrics.items()}
-        self.trainer.callback_metrics.update(metrics)
+        set_callback_metrics(self.trainer, metrics)
         groups = self.trainer.optimizers[0].param_groups
         for group, fresh in zip(groups, parameter_groups(self.gpt, self.optim), strict=True):
             group.update({k: v for k, v in fresh.items() if k != "params"})
@@ -314,7 +314,7 @@ class CharGPT(L.LightningModule):
         """Log to callbacks and loggers, with the number of optimizer steps done. (`self.log` would
         give the loggers a number that is one less.)"""
         metrics = {name: torch.tensor(value) for name, value in values.items()}
-        self.trainer.callback_metrics.update(metrics)
+        set_callback_metrics(self.trainer, metrics)
         for logger in self.trainer.loggers:
             logger.log_metrics(values, step=step)
 
@@ -410,7 +410,7 @@ class CharGPT(L.LightningModule):
         if unit != self.hparams["unit"]:  # version 0.1 stored it in the section only
             self.hparams["unit"] = unit
             self.tokenizer = Tokenizer(self.hparams["alphabet"], unit)
-        if self._trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+        if not has_trainer(self) or self.trainer.state.fn != TrainerFn.FITTING:
             return
         self.eval_metrics = section.get("metrics", {})
         total, count = section.get("train_loss", (0.0, 0))

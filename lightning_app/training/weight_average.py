@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from lightning_app.torch_internals import foreach_lerp_
+
 
 class WeightAverage:
     """An exponential average of a module's parameters.
@@ -31,7 +33,7 @@ class WeightAverage:
         if not self.other:
             self.other = [w.clone() for w in weights]
         self.follow_device()
-        torch._foreach_lerp_(self.other, weights, 1 - min(self.decay, step / (10 + step)))
+        foreach_lerp_(self.other, weights, 1 - min(self.decay, step / (10 + step)))
 
     def reset(self) -> None:
         """Forget the average; the parameters stay as they are."""

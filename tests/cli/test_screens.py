@@ -1,11 +1,186 @@
-"""Tests of lightning_app.cli.screens: the commands that `fit` suggests work as printed."""
+"""Laws of fit's screens: the run, its data, machine and length before; its figures after."""
 
+import math
+import re
 import shlex
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from lightning_app import hardware
+from lightning_app.cli import screens
 from lightning_app.cli.predict import join_texts, make_parser
 from lightning_app.cli.screens import example_prompt, next_commands
+from lightning_app.runs.checkpoint import SECTION, load
+from lightning_app.runs.resume import Start
+
+
+def said_before(**given) -> list[str]:
+    """The screen before training, of 100 steps that take 600 seconds, with some of it changed."""
+    options = {"device": "cpu", "precision": "32-true", "compile": False, "dev_run": False}
+    options |= {"unit": "char", "step": 0, "bounds": {"train": (0, 900), "val": (900, 1000)}}
+    options |= {"interval": 50, "notes": ()} | given
+    o = SimpleNamespace(**options)
+    config = SimpleNamespace(n_layer=3, n_head=2, n_embd=16, block_size=8)
+    facts = {"device": o.device, "precision": o.precision, "compile": o.compile}
+    job = SimpleNamespace(
+        data=SimpleNamespace(
+            source=SimpleNamespace(corpus="my.txt"),
+            text=SimpleNamespace(ids=range(1000), notes=o.notes),
+            bounds=o.bounds,
+            unit=o.unit,
+            alphabet="abc",
+            batch_size=4,
+            block_size=8,
+        ),
+        model=SimpleNamespace(
+            gpt=SimpleNamespace(config=config, parameters=lambda: [torch.zeros(1_230_000)])
+        ),
+        facts=facts | {"global_batch": 4, "block_size": 8},
+        trainer=SimpleNamespace(max_steps=100, world_size=1),
+        seconds=600.0,
+    )
+    flags = SimpleNamespace(max_steps=100, val_check_interval=o.interval, limit_val_batches=None)
+    request = SimpleNamespace(
+        config=SimpleNamespace(trainer=flags), folder="logs/mine", dev_run=o.dev_run
+    )
+    state = {SECTION: {"step": o.step}} if o.step else None
+    return screens.lines_before(request, Start(state=state), job)
+
+
+def test_before_training_the_data_the_network_the_machine_and_the_run_are_named():
+    screen = "\n".join(said_before(notes=("a note about the text",)))
+    for words in (
+        "my.txt: 1,000 characters (train 900, val 100)",
+        "a note about the text",
+        "alphabet   3 characters",
+        "1.23 M parameters: 3 layers, 2 heads, width 16, context 8",
+        "device     cpu, 32-true\n",
+        "100 steps of 32 characters, about 10 minutes",
+        "run        logs/mine",
+        "tensorboard --logdir logs",
+    ):
+        assert words in screen
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"step": 50}, "50 steps of 32 characters, about 5 minutes"),
+        ({"step": 90}, "10 steps of 32 characters, about a minute or less"),
+        ({"compile": True}, "cpu, 32-true, compiled"),
+        ({"unit": "byte"}, "100 steps of 32 bytes"),
+        ({"dev_run": True}, "run        none: fast_dev_run"),
+    ],
+)
+def test_the_screen_before_training_follows_the_run(given, words):
+    assert words in "\n".join(said_before(**given))
+
+
+@pytest.mark.parametrize(("in_hardware", "warned"), [(True, False), (False, True)])
+def test_emulated_bfloat16_is_reported_as_slow(monkeypatch, in_hardware, warned):
+    monkeypatch.setattr(hardware, "multiplies_bf16", lambda accelerator: in_hardware)
+    screen = "\n".join(said_before(precision="bf16-mixed"))
+    assert ("32-true is faster" in screen) == warned
+
+
+@pytest.mark.parametrize(
+    ("characters", "interval", "limit", "long"),
+    [
+        (4801, 100, None, True),  # two thirds of 4801 are more than 100 batches of 32
+        (4799, 100, None, False),
+        (4801, 101, None, False),
+        (10**6, 100, 5, False),
+        (4801, 100, 1.0, True),
+    ],
+)
+def test_a_validation_longer_than_the_training_before_it_is_noticed(
+    characters, interval, limit, long
+):
+    data = SimpleNamespace(bounds={"val": (7, 7 + characters)}, batch_size=4, block_size=8)
+    job = SimpleNamespace(data=data, trainer=SimpleNamespace(world_size=1))
+    assert screens.validation_is_long(job, interval, limit) is long
+
+
+def test_a_long_validation_is_reported_with_the_option():
+    remedy = "--data.splits [0.998,0.001,0.001]"
+    assert remedy not in "\n".join(said_before())
+    assert remedy in "\n".join(said_before(interval=1))
+
+
+def test_a_finished_run_says_why_and_how_good_it_is():
+    state = {SECTION: {"best": {"loss": 1.23456, "step": 1500}}}
+    lines = screens.lines_if_finished("mine", "finished: 2,000 steps", Start(state=state))
+    assert lines == ["run mine is finished: 2,000 steps", "best val/loss 1.2346 at step 1,500"]
+    assert len(screens.lines_if_finished("mine", "over", Start(state={SECTION: {"best": {}}}))) == 1
+
+
+# After training.
+
+
+def test_after_training_the_figures_are_the_best_checkpoints(trained):
+    best = load(trained.folder / "logs/tiny/checkpoints/best.ckpt").info["best"]["loss"]
+    printed = dict(re.findall(r"^(best val/loss|perplexity|bpc) +([\d.]+)", trained.out, re.M))
+    expected = {
+        "best val/loss": best,
+        "perplexity": math.exp(best),
+        "bpc": best / math.log(2),
+    }
+    assert {k: float(v) for k, v in printed.items()} == pytest.approx(expected, abs=1e-4)
+
+
+def test_after_training_the_file_a_sample_and_the_next_commands_are_printed(trained):
+    assert trained.out.startswith("run tiny finished: 20 steps")
+    assert "checkpoint     logs/tiny/checkpoints/best.ckpt" in trained.out
+    text = load(trained.folder / "logs/tiny/checkpoints/best.ckpt").generate(
+        "\n", seed=1337, max_new_tokens=300
+    )
+    assert text.strip("\n") in trained.out
+    for command in ("predict --run tiny --prompt", "test --run tiny", "tensorboard --logdir logs"):
+        assert command in trained.out.partition("next:")[2]
+
+
+def said_after(best: dict, steps: int, stopped_early: bool = False) -> list[str]:
+    job = SimpleNamespace(
+        checkpoints=SimpleNamespace(best=best, stopped_early=stopped_early),
+        trainer=SimpleNamespace(global_step=steps, max_steps=100),
+        data=SimpleNamespace(source=SimpleNamespace(corpus="my.txt")),
+    )
+    request = SimpleNamespace(
+        run="tiny", folder=Path("logs/tiny"), config=SimpleNamespace(seed_everything=1)
+    )
+    return screens.lines_after(request, job, 90.0)
+
+
+@pytest.mark.parametrize(
+    ("steps", "stopped_early", "line"),
+    [
+        (100, False, "run tiny finished: 100 steps, 1.5 minutes"),
+        (40, True, "run tiny stopped early after 40 steps, 1.5 minutes"),
+        (40, False, "run tiny stopped after 40 of 100 steps, 1.5 minutes; the same command"),
+    ],
+)
+def test_after_training_it_is_said_how_it_ended(in_trained, steps, stopped_early, line):
+    best = {"loss": 2.0, "step": steps}
+    assert said_after(best, steps, stopped_early)[0].startswith(line)
+
+
+@pytest.mark.parametrize(("best_step", "noticed"), [(79, True), (80, False), (100, False)])
+def test_overfitting_is_reported_when_the_last_fifth_brought_nothing(
+    in_trained, best_step, noticed
+):
+    screen = "\n".join(said_after({"loss": 2.0, "step": best_step}, 100))
+    assert ("overfitting" in screen) == noticed
+
+
+def test_without_a_validation_there_are_no_figures(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert said_after({}, 100)[-1] == "no validation ran, so there is no best.ckpt"
+
+
+# The suggested commands.
 
 
 @pytest.mark.parametrize(

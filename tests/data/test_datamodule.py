@@ -1,17 +1,14 @@
-"""Laws of the data: splits, the stream of training batches, evaluation, other alphabets."""
+"""Laws of the data: the stream of training batches, evaluation, other alphabets."""
 
 import re
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 
-from lightning_app.data import splits as splits_module
-from lightning_app.data.corpora import Corpus
 from lightning_app.data.datamodule import CharDataModule
 from lightning_app.data.windows import train_starts
 from lightning_app.errors import UserError
@@ -70,77 +67,11 @@ def refusal(act, *args) -> str:
     return message
 
 
-# Splits.
+# Before training.
 
 
 def test_nothing_is_read_before_setup():
     CharDataModule("no/such/corpus", data_dir="/no/such/folder")
-
-
-@pytest.mark.parametrize(
-    ("splits", "cumulative"),
-    [
-        ([0.9, 0.05, 0.05], [0.9, 0.95, 1]),
-        ([0.9, 0.1], [0.9, 1]),
-        ([0.7, 0.2, 0.1], [0.7, 0.9, 1]),  # 0.7 + 0.2 is 0.8999... in floating point
-        ([0.1, 0.2, 0.7], [0.1, 0.3, 1]),  # 0.1 + 0.2 is 0.3000...4
-        ([1 / 3, 1 / 3, 1 / 3], [1 / 3, 2 / 3, 1]),
-        ([1.0], [1]),
-        ([0.5, 0.0, 0.5], [0.5, 0.5, 1]),
-    ],
-)
-def test_splits_are_contiguous_disjoint_and_cover_the_text(make, splits, cumulative):
-    for n in (10, 100, 599, 600):
-        module = make(TEXT[:n], splits=splits)
-        module.setup()
-        ends = [int(n * share) for share in cumulative] + [n, n]
-        assert module.bounds == {
-            "train": (0, ends[0]),
-            "val": (ends[0], ends[1]),
-            "test": (ends[1], n),
-        }
-        parts = [module.ids(name) for name in ("train", "val", "test")]
-        assert (np.concatenate(parts) == module.text.ids).all()
-
-
-@pytest.mark.parametrize(
-    "splits", [[0.9, 0.2], [0.5], [0.9, 0.05], [1.2, -0.2], [], [0.25, 0.25, 0.25, 0.25]]
-)
-def test_shares_that_are_none_are_refused_with_the_option_and_the_value(splits):
-    message = refusal(lambda: CharDataModule("x", splits=splits))
-    assert f"--data.splits is {splits}" in message
-
-
-def test_shares_that_are_no_numbers_are_refused():
-    refusal(lambda: CharDataModule("x", splits=[float("nan"), 0.5]))
-
-
-def test_the_boundaries_of_a_corpus_of_plays_move_to_the_nearest_start_of_a_play(
-    make, tmp_path, monkeypatch
-):
-    files = [tmp_path / f"{i}.txt" for i in range(4)]
-    for file, length in zip(files, (53, 40, 3, 3), strict=True):
-        file.write_text("x" * length)  # the plays start at 0, 54, 95, 99 of 102
-    found = Corpus("plays", tuple(files), snap=True)
-    monkeypatch.setattr(splits_module, "find_corpus", lambda corpus, data_dir: found)
-    module = make(splits=[0.7, 0.25, 0.05])  # 71 is nearer to 54, 96 to 95
-    module.setup()
-    assert module.bounds == {"train": (0, 54), "val": (54, 95), "test": (95, 102)}
-
-
-def test_whole_files_of_a_folder_can_be_held_out(tmp_path):
-    folder = tmp_path / "texts"
-    folder.mkdir()
-    for name, length in (("a", 53), ("b", 40), ("c", 3), ("d", 3)):
-        (folder / f"{name}.txt").write_text(name * length)
-    options = {"splits": [0.7, 0.25, 0.05], "data_dir": str(tmp_path / "data")}
-    module = CharDataModule(str(folder), hold_out="files", **options)
-    module.setup()
-    assert module.bounds == {"train": (0, 54), "val": (54, 95), "test": (95, 102)}
-    assert set(module.ids("train")) & set(module.ids("val")) == {0}  # the newline between
-    cut = CharDataModule(str(folder), **options)
-    cut.setup()
-    assert cut.bounds["train"] == (0, 71)
 
 
 def test_a_text_too_short_to_train_on_is_refused_with_both_sizes(make):

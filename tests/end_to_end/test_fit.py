@@ -3,11 +3,9 @@
 import gc
 
 import pytest
-import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lightning_app.runs.folders import lock_run
-from tests.helpers import checkpoint, is_error, scalars, sentences
+from tests.helpers import checkpoint, same, scalars
 
 
 def test_a_resumed_run_equals_an_unbroken_one(folder, main):
@@ -50,69 +48,6 @@ def stop_at(patch, step: int) -> None:
     patch.setattr(CharGPT, "on_train_batch_start", on_train_batch_start)
 
 
-def same(a, b) -> bool:
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
-
-
-def test_fit_again_refuses_another_run_extends_and_starts_afresh(folder, main):
-    fit = ("fit", "--config", "tiny.yaml")
-    assert main(*fit).code == 0
-    is_error(main(*fit, "--data.block_size", 8), "data.block_size: 16 -> 8", "--run", "--fresh")
-    is_error(main(*fit, "--model.n_layer", 2), "model.n_layer: 1 -> 2")
-    is_error(main(*fit, "--seed_everything", 3), "seed_everything: 1337 -> 3")
-    assert "finished: 20 steps" in main(*fit).out
-    assert "finished: 20 steps" in main(*fit, "--trainer.max_steps", 10).out
-
-    longer = main(*fit, "--trainer.max_steps", 30, "--optim.learning_rate", 0.001)
-    assert longer.code == 0
-    assert "resuming tiny at step 20 of 30" in longer.err
-    assert "max_steps: 20 -> 30" in longer.err
-    state = checkpoint(folder, "tiny")
-    assert state["lightning_app"]["step"] == 30
-    groups = {g["name"]: g for g in state["optimizer_states"][0]["param_groups"]}
-    assert groups["head"]["peak_lr"] == 0.001
-
-    before = (folder / "logs/tiny/checkpoints/best.ckpt").read_bytes()
-    assert main(*fit, "--fresh", "true").code == 0
-    assert checkpoint(folder, "tiny")["lightning_app"]["step"] == 20
-    (aside,) = folder.glob("logs/tiny.*")
-    assert (aside / "checkpoints/best.ckpt").read_bytes() == before
-
-
-def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(folder, main):
-    fit = ("fit", "--config", "tiny.yaml", "--checkpoint_every_steps", 5)
-    assert main(*fit).code == 0
-    last = folder / "logs/tiny/checkpoints/last.ckpt"
-    last.write_bytes(last.read_bytes()[:1000])
-    done = main(*fit)
-    assert done.code == 0
-    assert "damaged" in done.err
-    assert "previous.ckpt" in done.err
-    assert checkpoint(folder, "tiny")["lightning_app"]["step"] == 20
-
-
-def test_a_run_in_use_is_refused(folder, main):
-    held = lock_run("tiny")
-    is_error(main("fit", "--config", "tiny.yaml"), "tiny", "another process", "--run")
-    held.release()
-
-
-def test_fast_dev_run_touches_no_run_folder(folder, main):
-    assert main("fit", "--config", "tiny.yaml", "--trainer.fast_dev_run", "true").code == 0
-    assert not list(folder.glob("logs/*"))
-
-
-def test_every_fit_ends_with_a_validation_however_short(folder, main):
-    assert main("fit", "--config", "tiny.yaml", "--trainer.max_steps", 3).code == 0
-    assert checkpoint(folder, "tiny", "best")["lightning_app"]["best"]["step"] == 3
-
-
 def test_early_stopping_finishes_a_run(folder, main):
     fit = ("fit", "--config", "tiny.yaml", "--early_stopping_patience", 1, "--trainer.max_steps=90")
     stuck = ("--optim.learning_rate", 1e-12, "--optim.muon_learning_rate", 1e-12)
@@ -125,54 +60,7 @@ def test_early_stopping_finishes_a_run(folder, main):
     assert checkpoint(folder, "tiny")["lightning_app"]["step"] == step
 
 
-def test_fine_tuning_starts_from_another_runs_weights(folder, main):
-    assert main("fit", "--config", "tiny.yaml").code == 0
-    (folder / "new.txt").write_text(sentences(100).replace("night", "née"))
-    new = ("fit", "--config", "tiny.yaml", "--data.corpus", "new.txt", "--run", "tuned")
-    done = main(*new, "--init_from", "logs/tiny/checkpoints/best.ckpt", "--trainer.max_steps", 10)
-    assert done.code == 0, done.err
-    assert "new characters, to be learned: 'é'" in done.err
-    scratch = main(*new[:-1], "scratch", "--trainer.max_steps", 10)
-    assert scratch.code == 0
-    tuned, untuned = (
-        checkpoint(folder, run)["lightning_app"]["best"]["loss"] for run in ("tuned", "scratch")
-    )
-    assert tuned < untuned
-
-
-def test_fine_tuning_goes_on_by_the_same_command(folder, main):
-    source = folder / "logs/tiny/checkpoints/best.ckpt"
-    assert main("fit", "--config", "tiny.yaml", "--trainer.max_steps", 10).code == 0
-    tune = ("fit", "--config", "tiny.yaml", "--run", "tuned", "--init_from", source)
-    tune += ("--model.n_embd", 32)  # the source's network has 16
-    assert main(*tune, "--trainer.max_steps", 10).code == 0
-    source.unlink()
-    done = main(*tune, "--trainer.max_steps", 15)
-    assert done.code == 0, done.err
-    assert "resuming tuned at step 10 of 15" in done.err
-    elsewhere = main(*tune[:5], "--init_from", "nope.ckpt")
-    is_error(elsewhere, "run tuned", "not started from nope.ckpt", "--run OTHER", "--fresh true")
-
-
-def test_another_runs_checkpoint_does_not_overwrite_a_run(folder, main):
-    for run in ("one", "other"):
-        assert main("fit", "--config", "tiny.yaml", "--run", run).code == 0
-    before = (folder / "logs/one/checkpoints/last.ckpt").read_bytes()
-    on = ("fit", "--config", "tiny.yaml", "--trainer.max_steps", 30)
-    on += ("--ckpt_path", "logs/other/checkpoints/last.ckpt")
-    is_error(main(*on, "--run", "one"), "run one already has checkpoints", "--run OTHER")
-    assert main(*on, "--run", "one", "--trainer.fast_dev_run", "true").code == 0
-    assert (folder / "logs/one/checkpoints/last.ckpt").read_bytes() == before
-    done = main(*on, "--run", "third")
-    assert done.code == 0
-    assert "resuming third at step 20 of 30" in done.err
-    assert "run third is finished" in main(*on, "--run", "third").out  # the same command again
-    assert main(*on[:3], "--run", "third", "--trainer.max_steps", 40).code == 0
-    done = main(*on[:3], *on[5:], "--run", "third", "--trainer.max_steps", 50)
-    assert "resuming third at step 40 of 50" in done.err
-
-
-def test_more_patience_goes_on_for_as_long(folder, main):
+def test_more_patience_continues_a_run_that_stopped_early(folder, main):
     fit = ("fit", "--config", "tiny.yaml", "--trainer.max_steps", 90)
     fit += ("--optim.learning_rate", 1e-12, "--optim.muon_learning_rate", 1e-12)
     steps = []
@@ -182,20 +70,19 @@ def test_more_patience_goes_on_for_as_long(folder, main):
     assert steps[1] == steps[0] + 20  # two validations more
 
 
-def test_each_call_has_the_time_that_max_time_gives(folder, main):
-    fit = ("fit", "--config", "tiny.yaml", "--trainer.max_steps", 10**6)
-    fit += ("--trainer.val_check_interval", 10**6, "--trainer.max_time", "00:00:00:01")
-    steps = [0]
-    for _ in range(2):
-        done = main(*fit)
-        assert done.code == 0, done.err
-        assert "of 1,000,000 steps" in done.out
-        assert "the same command resumes it" in done.out
-        steps.append(checkpoint(folder, "tiny")["lightning_app"]["step"])
-    assert 0 < steps[1] < steps[2]
+def test_a_run_that_time_stops_is_continued_by_the_same_command(folder, main):
+    fit = ("fit", "--config", "tiny.yaml", "--trainer.val_check_interval", 10**6)
+    fit += ("--trainer.max_time", "00:00:00:01", "--trainer.max_steps")
+    done = main(*fit, 10**6)
+    assert done.code == 0, done.err
+    assert "of 1,000,000 steps" in done.out
+    assert "the same command resumes it" in done.out
+    steps = checkpoint(folder, "tiny")["lightning_app"]["step"]
+    done = main(*fit, steps + 2)
+    assert f"finished: {steps + 2:,} steps" in done.out
 
 
-def test_the_users_own_checkpoints_are_beside_the_runs(folder, main):
+def test_the_users_own_checkpoints_are_written_as_well_as_the_runs(folder, main):
     own = "--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.dirpath=own"
     done = main("fit", "--config", "tiny.yaml", "--optim.average_decay", 0.9, *own)
     assert done.code == 0, done.err
@@ -215,7 +102,7 @@ def test_trainer_flags_work(folder, main):
     assert facts["step"] == 4
 
 
-def test_overfitting_one_batch_learns_it_by_heart(folder, main):
+def test_overfitting_one_batch_memorises_it(folder, main):
     done = main(
         *("fit", "--config", "tiny.yaml", "--trainer.overfit_batches", 1, "--data.batch_size", 1),
         *("--trainer.max_steps", 200, "--trainer.val_check_interval", 200, "--model.n_embd", 32),
@@ -261,4 +148,4 @@ def test_wandb_is_switched_on_by_a_flag(folder, main, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     assert main("fit", "--config", "tiny.yaml", "--wandb", "true").code == 0
     assert list(folder.glob("logs/tiny/wandb/offline-run-*"))
-    assert scalars(folder, "tiny")["val/loss"]  # TensorBoard goes on
+    assert scalars(folder, "tiny")["val/loss"]  # TensorBoard is used, too

@@ -1,5 +1,6 @@
 """Files made to do harm: each is refused in a line, runs nothing, and stays small in memory."""
 
+import copy
 import json
 import os
 import pickle
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 from lightning_app.runs.checkpoint import NETWORK_PREFIX, RAW_WEIGHTS, SECTION, write_checkpoint
-from tests.helpers import ALPHABET, MAIN, SIZES
+from tests.helpers import ALPHABET, MAIN, SIZES, main_in, write_inputs
 from tests.helpers import small_checkpoint as checkpoint
 
 HOSTILE: dict[str, Callable[[Path], None]] = {}
@@ -346,6 +347,18 @@ def change(*keys, to) -> Callable[[dict], None]:
     return act
 
 
+FIT = ("fit", "--config", "tiny.yaml", "--optim.average_decay", "0.9", "--trainer.max_steps")
+
+
+@pytest.fixture(scope="module")
+def last(tmp_path_factory) -> dict:
+    """The last.ckpt of a run of two steps."""
+    folder = tmp_path_factory.mktemp("spoilt")
+    write_inputs(folder)
+    assert main_in(folder, *FIT, "2").code == 0
+    return torch.load(folder / "logs/tiny/checkpoints/last.ckpt", weights_only=True)
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -366,18 +379,26 @@ def change(*keys, to) -> Callable[[dict], None]:
         change("state_dict", f"{NETWORK_PREFIX}norm.weight", to=torch.zeros(1).expand(10**12)),
     ],
 )
-def test_a_run_does_not_resume_from_a_spoilt_state(folder, main, spoil):
-    fit = ("fit", "--config", "tiny.yaml", "--optim.average_decay", 0.9)
-    assert main(*fit, "--trainer.max_steps", 2).code == 0
-    path = folder / "logs/tiny/checkpoints/last.ckpt"
-    state = torch.load(path, weights_only=True)
+def test_a_run_does_not_resume_from_a_spoilt_state(folder, main, last, spoil):
+    state = copy.deepcopy(last)
     spoil(state)
+    path = folder / "logs/tiny/checkpoints/last.ckpt"
+    path.parent.mkdir(parents=True)
     torch.save(state, path)
     before = path.read_bytes()
-    done = main(*fit, "--trainer.max_steps", 4)
+    done = main(*FIT, 4)
     assert done.code == 2
     assert "Traceback" not in done.err
     error = done.err.strip().split("\n")[-1]
     assert error.startswith("error: ")
     assert "last.ckpt is damaged" in error
     assert path.read_bytes() == before
+
+
+def test_a_run_resumes_from_the_state_that_was_not_spoilt(folder, main, last):
+    path = folder / "logs/tiny/checkpoints/last.ckpt"
+    path.parent.mkdir(parents=True)
+    torch.save(last, path)
+    done = main(*FIT, 4)
+    assert done.code == 0, done.err
+    assert "resuming tiny at step 2 of 4" in done.err

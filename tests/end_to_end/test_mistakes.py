@@ -117,13 +117,6 @@ def test_a_prompt_does_not_switch_tracebacks_on(folder, main):
     is_error(main("predict", "--prompt", "now --debug true"), "no trained run")
 
 
-def test_a_prompt_outside_the_alphabet_is_refused_with_a_remedy(trained, main, monkeypatch):
-    monkeypatch.chdir(trained.folder)
-    done = main("predict", "--prompt", "séa ω", "--seed_everything", 1)
-    is_error(done, "'é' (U+00E9", "write 'e'", "'ω' (U+03C9")
-    assert done.out == ""
-
-
 def test_a_loss_that_is_not_finite_says_what_to_change_and_keeps_the_last_read_run(folder, main):
     fit = ("fit", "--config", "tiny.yaml", "--checkpoint_every_steps", 5)
     assert main(*fit, "--trainer.max_steps", 10).code == 0

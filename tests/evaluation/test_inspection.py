@@ -1,10 +1,6 @@
 """Laws of inspection: planted errors are found, and correct texts have no warnings."""
 
-import json
-import os
 import random
-import subprocess
-import sys
 
 import pytest
 
@@ -17,7 +13,6 @@ from lightning_app.evaluation.inspection import (
     inspection_lines,
     suspicion,
 )
-from tests.helpers import MAIN
 
 
 @pytest.fixture
@@ -118,23 +113,3 @@ def test_held_out_text_that_occurs_in_the_training_text_is_found(inspect):
 def test_characters_missing_from_the_training_split_are_counted_for_each_split(inspect):
     found = inspect("a" * 800 + "aé" * 50 + "b" * 100)
     assert {s.name: s.unseen for s in found.splits} == {"train": 0, "val": 50, "test": 100}
-
-
-def test_the_command_prints_a_screen_or_json_and_does_not_import_lightning(tmp_path):
-    (tmp_path / "mine.txt").write_text(prose(20_000), encoding="utf-8")
-    command = ["inspect", "--data.corpus", "mine.txt"]
-    code = (
-        "import sys; from lightning_app.cli import main; "
-        f"code = main({[*command, '--json']}); "
-        "print('lightning' in sys.modules, file=sys.stderr); sys.exit(code)"
-    )
-    run = {"cwd": tmp_path, "capture_output": True, "text": True, "check": True}
-    run["env"] = os.environ | {"PYTHONPATH": str(MAIN.parent)}
-    done = subprocess.run([sys.executable, "-c", code], **run)
-    assert done.stderr.strip().endswith("False")
-    found = json.loads(done.stdout)
-    assert found["characters"] == 20_000
-    assert {b["name"] for b in found["baselines"]["results"]} >= {"uniform", "xz", "bzip2"}
-    screen = subprocess.run([sys.executable, str(MAIN), *command], **run).stdout
-    assert "18 characters" in screen
-    assert "uniform" in screen

@@ -166,14 +166,3 @@ def test_the_page_needs_no_other_files_and_escapes_the_text(monkeypatch):
     for name in ("Does more context help", "calibration error", "occur in the training text"):
         assert name in made
     assert "&lt;</span>" in made or "&amp;</span>" in made  # characters of the text, escaped
-
-
-def test_validate_writes_the_report(trained, tmp_path):
-    pytest.importorskip("matplotlib")
-    from tests.helpers import main_py
-
-    file = tmp_path / "report.html"
-    done = main_py("validate", "--report", str(file), "--baselines=false", cwd=trained.folder)
-    assert done.returncode == 0, done.stderr
-    loss = re.search(r"loss +([\d.]+)", done.stdout)[1]
-    assert f"{float(loss):.4f} nats" in file.read_text(encoding="utf-8")

@@ -64,15 +64,20 @@ def test_the_notice_appears_once_when_compiling_and_not_when_loading_or_running(
         assert capsys.readouterr().err == ""
 
 
-DRAW = """
-import numpy as np
-from lightning_app.generation.cpu_kernels import draw_rows
-from lightning_app.generation.sampling import ARGMAX
+KERNELS = """
+from lightning_app.generation.numba_cache import compiled
+from lightning_app.generation.sampling import choose
 
-ids, seen = np.zeros(1, dtype=np.int64), np.zeros((1, 3), dtype=bool)
-logits = np.array([[0, 1, 2]], dtype=np.float32)
-draw_rows(logits, np.zeros(1), seen, (ARGMAX, 0.0, 1.0, 1.0), ids, 1)
-print(ids[0])
+@compiled()
+def draw():
+    return choose()
+"""
+SAMPLING = """
+from lightning_app.generation.numba_cache import compiled
+
+@compiled()
+def choose():
+    return 2
 """
 
 
@@ -80,15 +85,17 @@ def test_code_compiled_from_other_sources_is_not_used(tmp_path):
     package = tmp_path / "lightning_app"
     source = Path(__file__).parents[2] / package.name
     shutil.copytree(source, package, ignore=shutil.ignore_patterns("__pycache__"))
-
-    def drawn() -> str:
-        command = [sys.executable, "-c", DRAW]
-        return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True).stdout
-
-    assert int(drawn()) == 2
-    # Not the file of draw_rows, whose compiled code contains it.
+    (package / "generation" / "cpu_kernels.py").write_text(KERNELS)  # small, to compile fast
     sampling = package / "generation" / "sampling.py"
-    before = sampling.read_text()
-    assert before.count("p[top] = 1\n") == 1
-    sampling.write_text(before.replace("p[top] = 1\n", "p[0] = 1\n"))
-    assert int(drawn()) == 0
+
+    def drawn() -> int:
+        code = "from lightning_app.generation.cpu_kernels import draw; print(draw())"
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+        return int(done.stdout)
+
+    sampling.write_text(SAMPLING)
+    assert drawn() == 2
+    # Not the file of `draw`, whose compiled code contains `choose`.
+    sampling.write_text(SAMPLING.replace("return 2", "return 0"))
+    assert drawn() == 0

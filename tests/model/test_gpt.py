@@ -19,7 +19,7 @@ from lightning_app.generation.torch_engine import CachedLogits, generate_torch, 
 from lightning_app.hardware import can_compile, multiplies_bf16
 from lightning_app.model import attention
 from lightning_app.model.gpt import GPT, GPTConfig, loss_per_character
-from lightning_app.training.compile import set_up_compiler
+from lightning_app.torch_internals import set_up_compiler
 from tests.helpers import (
     GPT_KINDS,
     GPT_SIZES,

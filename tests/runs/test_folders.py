@@ -1,4 +1,4 @@
-"""Laws of run folders: which run, which checkpoint, one process at a time, resuming."""
+"""Laws of run folders: which run, which checkpoint, one process at a time."""
 
 import datetime as dates
 import os
@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_app.errors import UserError
 from lightning_app.runs import folders
-from lightning_app.runs.checkpoint import CHECKPOINT_FORMAT, SECTION, write_checkpoint
 from lightning_app.runs.folders import (
     check_run_name,
     find_checkpoint,
@@ -18,7 +16,7 @@ from lightning_app.runs.folders import (
     newest_run,
     set_aside,
 )
-from lightning_app.runs.resume import resume_point
+from tests.helpers import refusal
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,20 +33,6 @@ def written(name: str, text: str = "") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     return path
-
-
-def saved(name: str, step: int = 1) -> Path:
-    path = Path(name)
-    write_checkpoint({SECTION: {"format": CHECKPOINT_FORMAT, "step": step}}, path)
-    return path
-
-
-def refusal(act, *args) -> str:
-    with pytest.raises(UserError) as error:
-        act(*args)
-    message = str(error.value)
-    assert "\n" not in message
-    return message
 
 
 # Which run.
@@ -197,51 +181,3 @@ def test_setting_aside_moves_a_run_whole_and_never_over_another(monkeypatch):
         assert (path / "config.yaml").read_text() == str(i)
         assert (path / "checkpoints/best.ckpt").read_text() == str(i)
         check_run_name(path.name)  # it can still be asked for
-
-
-# Resuming.
-
-
-def test_a_run_without_checkpoints_has_no_resume_point():
-    assert resume_point("mine") is None
-    Path("logs/mine/checkpoints").mkdir(parents=True)
-    assert resume_point("mine") is None
-
-
-def test_a_run_goes_on_from_last_without_a_word():
-    saved("logs/mine/checkpoints/previous.ckpt", 1)
-    path = saved("logs/mine/checkpoints/last.ckpt", 2)
-    found, state, note = resume_point("mine")
-    assert found == path
-    assert state[SECTION]["step"] == 2
-    assert note is None
-
-
-@pytest.mark.parametrize("content", [b"", b"garbage", None])
-def test_a_damaged_last_falls_back_to_the_one_before_and_says_so(content):
-    path = saved("logs/mine/checkpoints/previous.ckpt", 1)
-    last = saved("logs/mine/checkpoints/last.ckpt", 2)
-    last.write_bytes(last.read_bytes()[:-200] if content is None else content)
-    found, state, note = resume_point("mine")
-    assert found == path
-    assert state[SECTION]["step"] == 1
-    assert str(last) in note
-    assert str(path) in note
-    assert "\n" not in note
-
-
-def test_a_missing_last_falls_back_to_the_one_before_and_says_so():
-    # A kill between the two renames leaves it like this.
-    path = saved("logs/mine/checkpoints/previous.ckpt", 1)
-    found, state, note = resume_point("mine")
-    assert found == path
-    assert state[SECTION]["step"] == 1
-    assert str(path) in note
-
-
-def test_when_no_checkpoint_can_be_read_nothing_is_started_over_it():
-    for name in ("last", "previous"):
-        written(f"logs/mine/checkpoints/{name}.ckpt", "garbage")
-    message = refusal(resume_point, "mine")
-    assert "last.ckpt" in message
-    assert "--fresh true" in message

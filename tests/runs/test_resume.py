@@ -1,18 +1,28 @@
 """Laws of resuming: the table "fit is idempotent", line by line."""
 
 import copy
+from pathlib import Path
 
 import pytest
 
-from lightning_app.runs.checkpoint import SECTION, read_checkpoint, write_checkpoint
+from lightning_app.runs.checkpoint import (
+    CHECKPOINT_FORMAT,
+    SECTION,
+    read_checkpoint,
+    write_checkpoint,
+)
 from lightning_app.runs.resume import (
     INEXACT,
     MAY_CHANGE,
     MUST_MATCH,
+    Start,
     compare_facts,
+    find_start,
     finished_reason,
     refusal,
+    resume_point,
 )
+from tests.helpers import refusal as refusal_of
 
 FACTS = {
     "format": 2,
@@ -216,7 +226,7 @@ def test_a_run_below_its_length_goes_on(step, max_steps):
 @pytest.mark.parametrize(
     ("step", "max_steps", "more"), [(2000, 2000, 3000), (2000, 500, 3000), (1, 1, 2)]
 )
-def test_a_run_at_or_beyond_its_length_is_finished_and_says_how_to_go_on(step, max_steps, more):
+def test_a_run_at_or_beyond_its_length_finished_reason_and_says_how_to_go_on(step, max_steps, more):
     message = finished_reason(old(step=step), changed("max_steps", max_steps))
     assert message.startswith(f"finished: {step:,} steps of {max_steps:,}")
     assert f"--trainer.max_steps {more}" in message
@@ -224,7 +234,7 @@ def test_a_run_at_or_beyond_its_length_is_finished_and_says_how_to_go_on(step, m
 
 
 @pytest.mark.parametrize("patience", [3, 2, 1])
-def test_a_run_that_stopped_early_is_finished_and_says_how_to_go_on(patience):
+def test_a_run_that_stopped_early_finished_reason_and_says_how_to_go_on(patience):
     stopped = old(stopped_early=True, patience=3)
     message = finished_reason(stopped, changed("patience", patience))
     assert "stopped early at step 1,000" in message
@@ -246,6 +256,141 @@ def test_patience_that_is_left_does_not_end_a_run():
     assert finished_reason(old(patience=3), changed("patience", 3)) is None
 
 
-def test_a_run_at_its_length_is_finished_however_much_patience_is_left():
+def test_a_run_at_its_length_finished_reason_however_much_patience_is_left():
     stopped = old(step=2000, stopped_early=True, patience=3)
     assert finished_reason(stopped, changed("patience", 9)).startswith("finished")
+
+
+# From which checkpoint.
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """An empty working folder; `logs` is relative to it."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def saved(name: str, step: int = 1, run: str = "mine", origin: str | None = "") -> Path:
+    """A checkpoint of a run that was begun from the file `origin`."""
+    path = Path(f"logs/{run}/checkpoints/{name}.ckpt")
+    section = {"format": CHECKPOINT_FORMAT, "step": step, "origin": origin}
+    write_checkpoint({SECTION: section}, path)
+    return path
+
+
+def test_a_run_without_checkpoints_has_no_resume_point(folder):
+    assert resume_point("mine") is None
+    Path("logs/mine/checkpoints").mkdir(parents=True)
+    assert resume_point("mine") is None
+
+
+def test_a_run_is_resumed_from_last_without_a_note(folder):
+    saved("previous", 1)
+    path = saved("last", 2)
+    found, state, note = resume_point("mine")
+    assert found == path
+    assert state[SECTION]["step"] == 2
+    assert note is None
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", None])
+def test_with_a_damaged_last_the_one_before_is_used_and_named(folder, content):
+    path = saved("previous", 1)
+    last = saved("last", 2)
+    last.write_bytes(last.read_bytes()[:-200] if content is None else content)
+    found, state, note = resume_point("mine")
+    assert found == path
+    assert state[SECTION]["step"] == 1
+    assert str(last) in note
+    assert str(path) in note
+    assert "\n" not in note
+
+
+def test_with_a_missing_last_the_one_before_is_used_and_named(folder):
+    # A kill between the two renames leaves it like this.
+    path = saved("previous", 1)
+    found, state, note = resume_point("mine")
+    assert found == path
+    assert state[SECTION]["step"] == 1
+    assert str(path) in note
+
+
+def test_when_no_checkpoint_can_be_read_nothing_is_started_over_it(folder):
+    for name in ("last", "previous"):
+        saved(name).write_text("garbage")
+    message = refusal_of(resume_point, "mine")
+    assert "last.ckpt" in message
+    assert "--fresh true" in message
+
+
+# What `fit` starts from.
+
+OTHER = "logs/other/checkpoints/last.ckpt"  # a checkpoint of another run, at step 5
+
+
+def begin(**given) -> Start:
+    options = {"ckpt_path": None, "init_from": None, "fresh": False, "dev_run": False}
+    return find_start("mine", **options | given)
+
+
+@pytest.mark.parametrize(
+    ("origin", "given", "path", "step", "begun_from"),
+    [
+        # a run without checkpoints
+        (None, {}, None, 0, ""),
+        (None, {"fresh": True}, None, 0, ""),
+        (None, {"ckpt_path": OTHER}, OTHER, 5, OTHER),
+        (None, {"init_from": OTHER}, None, 0, OTHER),
+        # a run that was begun from nothing, at step 9
+        ("", {}, "logs/mine/checkpoints/last.ckpt", 9, ""),
+        ("", {"ckpt_path": "best"}, "logs/mine/checkpoints/best.ckpt", 7, ""),
+        ("", {"ckpt_path": "logs/mine/checkpoints/best.ckpt"}, None, 7, ""),
+        ("", {"fresh": True}, None, 0, ""),
+        ("", {"fresh": True, "init_from": OTHER}, None, 0, OTHER),
+        ("", {"dev_run": True}, None, 0, ""),
+        ("", {"dev_run": True, "ckpt_path": OTHER}, OTHER, 5, OTHER),
+        # a run that was begun from that file, at step 9: the same command resumes it
+        (OTHER, {"ckpt_path": OTHER}, "logs/mine/checkpoints/last.ckpt", 9, OTHER),
+        (OTHER, {"init_from": OTHER}, "logs/mine/checkpoints/last.ckpt", 9, OTHER),
+        (OTHER, {}, "logs/mine/checkpoints/last.ckpt", 9, OTHER),
+        # a run of which this is not known
+        ("unknown", {"ckpt_path": OTHER}, "logs/mine/checkpoints/last.ckpt", 9, None),
+    ],
+)
+def test_fit_starts_from(folder, origin, given, path, step, begun_from):
+    saved("last", 5, run="other")
+    if origin is not None:
+        of_run = None if origin == "unknown" else origin
+        saved("best", 7, origin=of_run)
+        saved("last", 9, origin=of_run)
+    start = begin(**given)
+    assert (start.step, start.origin) == (step, begun_from)
+    expected = path if path or not step else given["ckpt_path"]
+    assert start.path == (expected and Path(expected))
+    assert (start.state is None) == (start.path is None)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"ckpt_path": OTHER}, ["run mine already has checkpoints", OTHER, "--run OTHER"]),
+        ({"init_from": OTHER}, ["run mine already has checkpoints", OTHER, "--fresh true"]),
+        ({"ckpt_path": OTHER, "fresh": True}, ["--fresh and --ckpt_path contradict"]),
+        ({"ckpt_path": OTHER, "init_from": OTHER}, ["--init_from and --ckpt_path contradict"]),
+        ({"ckpt_path": "nope.ckpt", "dev_run": True}, ["nope.ckpt does not exist"]),
+    ],
+)
+def test_fit_does_not_start(folder, given, words):
+    saved("last", 5, run="other")
+    saved("last", 9)
+    message = refusal_of(begin, **given)
+    assert all(word in message for word in words), message
+
+
+def test_the_note_about_a_damaged_checkpoint_is_kept(folder):
+    saved("last").write_text("garbage")
+    saved("previous", 3)
+    start = begin()
+    assert start.step == 3
+    assert "last.ckpt" in start.note
