@@ -40,6 +40,9 @@ def main(argv: list[str] | None = None) -> int:
     for a run that a signal stopped. A defect raises its exception, for the traceback; so does
     every error with `--debug true`.
     """
+    if argv is None and sys.getfilesystemencoding() != "utf-8":
+        # a locale such as C: start again with arguments, names of files and output in UTF-8
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     argv = list(sys.argv[1:] if argv is None else argv)
     set_up_process()
     debug = wants_debug(argv)

@@ -10,7 +10,7 @@ from jsonargparse.typing import PositiveInt
 
 from lightning_app.cli.configs import split_configs
 from lightning_app.cli.loading import LoadedRun, add_run_arguments, load_run, rebuild_data
-from lightning_app.cli.parsing import Parser
+from lightning_app.cli.parsing import Parser, instantiate
 from lightning_app.cli.trainer_flags import add_trainer_flags, make_trainer
 from lightning_app.data.batches import EvalBatches
 from lightning_app.data.datamodule import CharDataModule
@@ -75,7 +75,7 @@ def main(argv: list[str]) -> int:
     parser = EvaluateParser(command)
     config = parser.parse_args(rest)
     run = load_run(config, configs)
-    options = parser.instantiate(config)
+    options = instantiate(parser, config)
     given = {name: value for name, value in config.data.items() if value is not None}
     block_size = given.get("block_size", run.trained.gpt.config.block_size)
     stride = choose_stride(config.evaluate, config.stride, block_size)

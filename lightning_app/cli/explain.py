@@ -1,5 +1,7 @@
 """Which errors a user can correct, and the one line that each is reported in."""
 
+import re
+
 from lightning_app.errors import UserError
 
 
@@ -11,6 +13,8 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, UserError):
         return str(error)
     text = str(error)
+    if isinstance(error, ImportError) and (package := missing_package(error)):
+        return f"the package {package} is not installed: pip install {package}"
     if (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
@@ -34,3 +38,11 @@ def explain(error: Exception) -> str | None:
             return f"the disk is full{where}; free some space and run the same command again"
         return f"{reason[0].lower()}{reason[1:]}{where}; check the path and its permissions"
     return None
+
+
+def missing_package(error: ImportError) -> str | None:
+    """The package of the index that an import lacks; None where it is a part of this program."""
+    if named := re.search(r"pip install (?:-U )?[\"'`]*([\w.-]+)", str(error)):
+        return named[1]
+    package = (error.name or "").split(".")[0]
+    return package if package and package != "lightning_app" else None

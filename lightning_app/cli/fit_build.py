@@ -8,12 +8,14 @@ import torch
 from jsonargparse import Namespace
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers.logger import DummyLogger
 
 from lightning_app import hardware
 from lightning_app.cli.fit_options import FitRequest
-from lightning_app.cli.trainer_flags import make_trainer
+from lightning_app.cli.parsing import instantiate
+from lightning_app.cli.trainer_flags import check_callbacks, make_trainer
 from lightning_app.data.datamodule import CharDataModule
 from lightning_app.errors import UserError
 from lightning_app.model.gpt import GPTConfig
@@ -52,7 +54,7 @@ def build(request: FitRequest, start: Start, source: TrainedModel | None) -> Job
 
     Raises UserError for an unusable text, network, device or Trainer option.
     """
-    config = request.parser.instantiate(request.config)
+    config = instantiate(request.parser, request.config)
     data = CharDataModule(**config.data, seed=config.seed_everything)
     data.check_train_split()
     data.eval_batches("val")  # raises if the validation split is empty
@@ -88,7 +90,10 @@ def build(request: FitRequest, start: Start, source: TrainedModel | None) -> Job
     flags["precision"] = precision
     if flags["deterministic"] is None and accelerator == "cpu":
         flags["deterministic"] = True  # bit-exact resume; on a CPU it costs nothing
-    flags["logger"] = [] if request.dev_run else loggers(request, flags["logger"], start.step)
+    if request.dev_run:
+        flags["logger"] = [DummyLogger()]  # some callbacks need one
+    else:
+        flags["logger"] = loggers(request, flags["logger"], start.step)
     flags["plugins"] = [*as_list(flags["plugins"]), *plugins()]
     flags["callbacks"] = [checkpoints, *callbacks(config, data, model)]
     trainer = make_trainer(flags)
@@ -158,12 +163,12 @@ def plugins() -> list[Any]:
 
 
 def callbacks(config: Namespace, data: CharDataModule, model: CharGPT) -> list[Callback]:
-    """The user's callbacks, then ours."""
-    chosen: list[Callback] = [
-        *as_list(config.trainer.callbacks),
-        TextSamples(first_line(data, model)),
-    ]
-    if config.trainer.enable_progress_bar is not False:
+    """The user's callbacks, then ours; a progress bar of the user's takes the place of ours."""
+    given: list[Callback] = as_list(config.trainer.callbacks)
+    check_callbacks(given)
+    chosen = [*given, TextSamples(first_line(data, model))]
+    own_bar = any(isinstance(callback, ProgressBar) for callback in given)
+    if config.trainer.enable_progress_bar is not False and not own_bar:
         chosen.append(TrainingProgressBar())
     if patience := config.early_stopping_patience:
         chosen.append(StopWithoutImprovement("val/loss", patience=patience))

@@ -1,6 +1,7 @@
 """The options of `fit`, parsed by LightningCLI, and the run that they select."""
 
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
 
@@ -147,9 +148,21 @@ class FitRequest:
 
     def config_yaml(self) -> str:
         """The run's config.yaml, from which the same command resumes it."""
-        values = yaml.safe_load(self.parser.dump(self.config, skip_validation=True))
+        config = plain_values(self.config.clone())
+        values = yaml.safe_load(self.parser.dump(config, skip_validation=True))
         values = {k: v for k, v in values.items() if k not in NOT_SAVED}
         return yaml.safe_dump(values, sort_keys=False)
+
+
+def plain_values(value: Any) -> Any:
+    """The same, with text in place of members of text enumerations: some defaults of Lightning's
+    callbacks are such members, which YAML cannot write."""
+    if isinstance(value, Namespace):
+        for key, inner in vars(value).items():
+            setattr(value, key, plain_values(inner))
+    elif isinstance(value, list):
+        return [plain_values(x) for x in value]
+    return str.__str__(value) if isinstance(value, str) and isinstance(value, Enum) else value
 
 
 def parse(configs: list[Path], args: list[str]) -> FitRequest:

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 
 from lightning_app.cli.configs import config_group, split_configs
-from lightning_app.cli.parsing import Parser
+from lightning_app.cli.parsing import Parser, instantiate
 from lightning_app.data.splits import TextSource
 from lightning_app.evaluation.inspection import inspect_text, inspection_lines
 
@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     known = config_group(configs, "data")
     parser.set_defaults({f"data.{k}": known[k] for k in TextSource.names() if k in known})
     config = parser.parse_args(rest)
-    source = parser.instantiate(config).data
+    source = instantiate(parser, config).data
     inspection = inspect_text(source.read(), config.baselines)
     if config.json:
         print(json.dumps(asdict(inspection)))

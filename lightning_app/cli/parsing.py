@@ -8,7 +8,7 @@ import difflib
 import re
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from jsonargparse.typing import restricted_number_type
 
 from lightning_app.errors import UserError
@@ -33,6 +33,29 @@ class FriendlyErrors(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise UserError(explain_parser_error(message, known_keys(self))) from ex
+
+
+def instantiate(parser: ArgumentParser, config: Namespace) -> Namespace:
+    """The options with every class that they describe built.
+
+    Raises the ImportError of a package that is not installed, and UserError for what else a class
+    refuses.
+    """
+    try:
+        return parser.instantiate(config)
+    except UserError:
+        raise
+    except Exception as error:
+        causes: list[BaseException] = [error]
+        while (cause := causes[-1].__cause__) is not None:
+            causes.append(cause)
+        for cause in causes:
+            if isinstance(cause, ImportError):
+                raise cause from None
+        found = re.search(r"Problem with given class_path '(.*?)':\s*([^\n]*)", str(error))
+        if found is None:
+            raise
+        raise UserError(f"{found[1]}: {found[2]}") from error
 
 
 class Parser(FriendlyErrors):

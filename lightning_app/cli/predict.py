@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from lightning_app.cli.configs import config_group, split_configs
 from lightning_app.cli.loading import add_run_arguments, load_run
-from lightning_app.cli.parsing import Parser
+from lightning_app.cli.parsing import Parser, instantiate
 from lightning_app.data.splits import SplitText
 from lightning_app.errors import UserError
 from lightning_app.evaluation.overlap import COPY_LENGTH, WindowIndex, find_windows, passages
@@ -67,11 +67,14 @@ def make_parser(with_trainer_flags: bool = False) -> Parser:
 
 
 def main(argv: list[str]) -> int:
-    configs, rest = split_configs(join_texts(argv))
+    texts, rest = take_texts(argv)
+    configs, rest = split_configs(rest)
     with_trainer = any(a.startswith("--trainer") for a in rest)
     parser = make_parser(with_trainer)
     config = parser.parse_args(rest)
     given = given_options(parser, rest)
+    config.prompt = texts.pop("prompt", config.prompt)
+    given |= texts  # --stop
     defaults = config_group(configs, "generate")
     options = GenerateOptions().updated(**defaults).updated(**given).resolve()
     prompts = read_prompts(config)
@@ -88,26 +91,35 @@ def main(argv: list[str]) -> int:
         seed = secrets.randbelow(2**32)
         print(f"seed {seed} (--seed_everything {seed} generates this text again)", file=sys.stderr)
     if with_trainer:
-        texts = predict_with_trainer(parser, config, trained, prompts, options, seed)
-        print(f"\n{SEPARATOR}\n".join(texts))
+        generated = predict_with_trainer(parser, config, trained, prompts, options, seed)
+        print(f"\n{SEPARATOR}\n".join(generated))
     else:
         if torch.cuda.is_available() and config.weights == "float32":
             trained.gpt.cuda()
-        texts = print_texts(trained, prompts, options, seed, config.num_samples, config.weights)
+        generated = print_texts(trained, prompts, options, seed, config.num_samples, config.weights)
     if training is not None:
-        report_copies(trained, texts, training)
+        report_copies(trained, generated, training)
     return 0
 
 
-def join_texts(argv: list[str]) -> list[str]:
-    """Turn `--prompt -x` into `--prompt=-x`: a prompt may look like an option."""
-    joined: list[str] = []
-    for argument in argv:
-        if joined and joined[-1] in ("--prompt", "--stop"):
-            joined[-1] += f"={argument}"
-        else:
-            joined.append(argument)
-    return joined
+def take_texts(argv: list[str]) -> tuple[dict[str, str], list[str]]:
+    """The values of --prompt and --stop, and the other arguments.
+
+    A parser would read texts such as "--", "-x" and "null" as something else.
+    """
+    texts: dict[str, str] = {}
+    rest: list[str] = []
+    arguments = iter(argv)
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        if option not in ("--prompt", "--stop"):
+            rest.append(argument)
+            continue
+        text = value if equals else next(arguments, None)
+        if text is None:
+            raise UserError(f"{option} needs a value")
+        texts[option.removeprefix("--")] = text
+    return texts, rest
 
 
 def given_options(parser: Parser, arguments: list[str]) -> dict[str, Any]:
@@ -130,6 +142,8 @@ def read_prompts(config: Any) -> list[str]:
         raise UserError("--prompt and --prompt_file contradict each other; leave one out")
     name = config.prompt_file
     try:
+        if name == "-" and sys.stdin is None:
+            raise UserError("--prompt_file -: there is no standard input; give a file or --prompt")
         data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
         text = data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
@@ -256,7 +270,7 @@ def predict_with_trainer(
         num_samples=config.num_samples,
         gpt=trained.gpt,
     )
-    trainer = make_trainer(dict(parser.instantiate(config).trainer))
+    trainer = make_trainer(dict(instantiate(parser, config).trainer))
     if trainer.world_size > 1:
         raise UserError("predict uses one device; use --trainer.devices 1")
     loader: DataLoader[str] = DataLoader(

@@ -1,9 +1,16 @@
 """The Trainer's flags: which are accepted here, and their errors in one line."""
 
+import difflib
+from collections.abc import Sequence
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+)
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_app.errors import UserError
@@ -15,6 +22,18 @@ EVALUATION_DEFAULTS = {  # of validate, test and predict, in place of the Traine
     "enable_model_summary": False,
     "use_distributed_sampler": False,  # CharDataModule gives each process its own batches
 }
+NOT_SUPPORTED: dict[type[Callback], str] = {
+    LearningRateFinder: "parameter groups have rates of their own; use --optim.learning_rate and "
+    "--optim.muon_learning_rate",
+    BatchSizeFinder: "use --data.batch_size",
+    GradientAccumulationScheduler: "a run keeps its global batch; use "
+    "--trainer.accumulate_grad_batches",
+}
+MONITORED = (
+    *(f"{split}/{name}" for split in ("val", "train") for name in ("loss", "perplexity", "bpc")),
+    *("val/gap", "train/gradient_norm", "train/characters_per_second"),
+)
+STARTED_WITHOUT_MAIN = ("ddp_spawn", "ddp_fork", "ddp_notebook")  # names of strategies
 
 
 def check_flags(trainer: Namespace) -> None:
@@ -73,6 +92,39 @@ def check_flags(trainer: Namespace) -> None:
             f"--trainer.overfit_batches is {trainer.overfit_batches}; give a whole number of "
             "batches"
         )
+    limit = trainer.limit_train_batches
+    if limit not in (None, 1.0) and (isinstance(limit, float) or limit < 1):
+        raise UserError(
+            f"--trainer.limit_train_batches is {limit}; the training text is an endless stream: "
+            "give a whole number of batches, or use --trainer.max_steps"
+        )
+    if trainer.barebones:
+        raise UserError(
+            "--trainer.barebones true is not supported: it would switch off the log and the "
+            "checkpoints of the run; to measure speed, see benchmarks/"
+        )
+    if isinstance(trainer.strategy, str) and trainer.strategy.startswith(STARTED_WITHOUT_MAIN):
+        raise UserError(
+            f"--trainer.strategy {trainer.strategy} is not supported: its processes do not begin "
+            "with this command; use --trainer.strategy ddp"
+        )
+
+
+def check_callbacks(callbacks: Sequence[Callback]) -> None:
+    """Raise UserError for callbacks of the user's that cannot work in a run."""
+    for callback in callbacks:
+        name = type(callback).__name__
+        for kind, remedy in NOT_SUPPORTED.items():
+            if isinstance(callback, kind):
+                raise UserError(f"--trainer.callbacks {name} is not supported: {remedy}")
+        monitor = getattr(callback, "monitor", None)
+        if monitor is not None and monitor not in MONITORED:
+            near = difflib.get_close_matches(monitor, MONITORED, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise UserError(
+                f"--trainer.callbacks {name} monitors {monitor}, which is not logged; {hint}"
+                f"Known: {', '.join(MONITORED)}"
+            )
 
 
 def add_trainer_flags(parser: ArgumentParser) -> None:

@@ -20,10 +20,13 @@ class Interrupted(BaseException):
 
 
 class Signals:
-    """A context in which Ctrl-C and SIGTERM are recorded in `received` instead of raised.
+    """A context in which Ctrl-C and SIGTERM end the process at once until `listen` is called, and
+    are then recorded in `received`.
 
-    The training loop reads `received` after each step. A second Ctrl-C ends the process at once.
-    Signals are handled in the main thread only; elsewhere the context does nothing.
+    Before the first step nothing is lost, and a process that waits for others to start does not
+    run Python's handlers. The training loop reads `received` after each step; a second Ctrl-C ends
+    the process at once. Signals are handled in the main thread only; elsewhere the context does
+    nothing.
     """
 
     def __init__(self) -> None:
@@ -34,7 +37,7 @@ class Signals:
         self.previous_handlers = {
             signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)
         }
-        self.listen()
+        self.set_handlers(signal.SIG_DFL)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -43,10 +46,14 @@ class Signals:
                 signal.signal(signum, handler)
 
     def listen(self) -> None:
-        """Install the handlers; again after Lightning has installed its own."""
+        """Record signals from now on; call it after Lightning has installed its own handlers."""
+        self.set_handlers(self.handle)
+
+    @staticmethod
+    def set_handlers(handler: Any) -> None:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self.handle)
-            signal.signal(signal.SIGTERM, self.handle)
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(signum, handler)
 
     def handle(self, signum: int, frame: FrameType | None) -> None:
         if self.received is not None and signum == signal.SIGINT:

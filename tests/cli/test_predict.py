@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from lightning_app.cli.predict import given_options, join_texts, make_parser, read_prompts
+from lightning_app.cli.predict import given_options, make_parser, read_prompts, take_texts
 from tests.helpers import is_error, refusal, save_run, small_checkpoint
 
-ODD_PROMPTS = ["-x", "--prompt", "1", "null", "true", "a: b", "[1]", "{", "#"]
+ODD_PROMPTS = ["-x", "--", "--prompt", "1", "null", "true", "a: b", "[1]", "{", "#"]
 
 
 @pytest.fixture
@@ -114,9 +114,10 @@ def test_a_prompt_may_look_like_an_option_or_like_yaml(in_folder, main, prompt):
     assert done.out == prompt + "\n", done.err
 
 
-def test_texts_are_joined_to_their_option():
-    argv = ["--prompt", "-x", "--stop", "--", "--run", "a", "--prompt"]
-    assert join_texts(argv) == ["--prompt=-x", "--stop=--", "--run", "a", "--prompt"]
+def test_texts_are_taken_literally_and_the_rest_is_left():
+    argv = ["--prompt", "-x", "--stop", "--", "--run", "a", "--prompt=b=c"]
+    assert take_texts(argv) == ({"prompt": "b=c", "stop": "--"}, ["--run", "a"])
+    assert "--prompt needs a value" in refusal(take_texts, ["--prompt"])
 
 
 def test_characters_outside_the_alphabet_are_refused_before_a_seed_is_chosen(in_trained, main):

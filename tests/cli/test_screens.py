@@ -11,7 +11,7 @@ import torch
 
 from lightning_app import hardware
 from lightning_app.cli import screens
-from lightning_app.cli.predict import join_texts, make_parser
+from lightning_app.cli.predict import make_parser, take_texts
 from lightning_app.cli.screens import example_prompt, next_commands
 from lightning_app.runs.checkpoint import SECTION, load
 from lightning_app.runs.resume import Start
@@ -210,6 +210,6 @@ def test_the_suggested_commands_have_the_run_and_the_prompt(run, prompt):
     predict, test, _ = next_commands(run, prompt)
     words = shlex.split(predict)
     assert words[:3] == ["python", "main.py", "predict"]
-    config = make_parser().parse_args(join_texts(words[3:]))
-    assert (config.run, config.prompt) == (run, prompt)
+    texts, rest = take_texts(words[3:])
+    assert (make_parser().parse_args(rest).run, texts["prompt"]) == (run, prompt)
     assert shlex.split(test) == ["python", "main.py", "test", "--run", run]

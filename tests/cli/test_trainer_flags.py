@@ -27,6 +27,9 @@ ACCEPTED = {
     "num_sanity_val_steps": 0,
     "log_every_n_steps": 5,
     "overfit_batches": 0.0,
+    "limit_train_batches": None,
+    "barebones": False,
+    "strategy": "auto",
 }
 
 

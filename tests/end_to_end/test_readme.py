@@ -27,7 +27,7 @@ def readme_commands() -> list[str]:
 def parse(command: str, arguments: list[str]) -> None:
     """Parse a command's options as the command does."""
     if command == "predict":
-        arguments = predict.join_texts(arguments)
+        _, arguments = predict.take_texts(arguments)
     configs, rest = split_configs(arguments)
     if command == "fit":
         fit_options.parse(configs or [find_config("gpt_char")], rest)

@@ -18,6 +18,7 @@ both = pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 @both
 def test_a_signal_is_recorded_and_raises_nothing(signum, capsys):
     with Signals() as signals:
+        signals.listen()
         assert signals.received is None
         signal.raise_signal(signum)
         assert signals.received == signum
@@ -32,6 +33,7 @@ def test_the_handlers_from_before_are_restored(signum):
     before = signal.signal(signum, lambda *args: seen.append("before"))
     try:
         with Signals() as signals:
+            signals.listen()
             signal.raise_signal(signum)
         assert signals.received == signum
         assert seen == []
@@ -74,6 +76,7 @@ def test_a_second_ctrl_c_ends_the_process_at_once(first, second, code):
 import signal
 from lightning_app.training.signals import Signals
 with Signals() as signals:
+    signals.listen()
     signal.raise_signal(signal.{first})
     signal.raise_signal(signal.{second})
     assert signals.received == signal.{second}
@@ -85,6 +88,24 @@ with Signals() as signals:
         timeout=60,
     )
     assert done.returncode == code, done.stderr
+
+
+@both
+def test_before_the_first_step_a_signal_ends_the_process_at_once(signum):
+    program = f"""
+import os, time
+from lightning_app.training.signals import Signals
+with Signals():
+    os.kill(os.getpid(), {int(signum)})
+    time.sleep(60)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        timeout=30,
+    )
+    assert done.returncode == -signum
 
 
 @both
