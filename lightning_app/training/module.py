@@ -13,6 +13,7 @@ from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from lightning_app.data.batches import Batch
 from lightning_app.data.encoding import Unit
@@ -286,13 +287,23 @@ class CharGPT(L.LightningModule):
 
     def check_finite(self, step: int) -> None:
         """Raises UserError if the last loss is not a finite number."""
-        if self.last_loss is None or math.isfinite(value := float(self.last_loss)):
-            return
+        if self.last_loss is not None and not math.isfinite(value := float(self.last_loss)):
+            raise self.diverged(f"the loss is {value}", step)
+
+    def check_finite_weights(self, step: int) -> None:
+        """Raises UserError if a weight is not a finite number: the last step may have been too
+        large, which its loss, from before the step, does not show."""
+        for p in self.parameters():
+            local = p.to_local() if isinstance(p, DTensor) else p
+            if not torch.isfinite(local).all():
+                raise self.diverged("a weight is not a finite number", step)
+
+    def diverged(self, what: str, step: int) -> UserError:
         groups = self.trainer.optimizers[0].param_groups
         rates = ", ".join(f"{g['name']} {g['peak_lr']:g}" for g in groups)
         clip = "" if self.trainer.gradient_clip_val else " or set --trainer.gradient_clip_val 1"
-        raise UserError(
-            f"the loss is {value} at step {step:,}: training diverged; lower "
+        return UserError(
+            f"{what} at step {step:,}: training diverged; lower "
             f"--optim.learning_rate and --optim.muon_learning_rate (now {rates}){clip}; "
             "the checkpoints saved before this step are kept"
         )

@@ -111,6 +111,7 @@ class RunCheckpoints(Checkpoint):
             return
         assert isinstance(pl_module, CharGPT)
         pl_module.check_finite(trainer.global_step)  # keeps the checkpoint with good weights
+        pl_module.check_finite_weights(trainer.global_step)
         began = time.perf_counter()
         if name == "last":
             self.saved_step = trainer.global_step

@@ -123,6 +123,23 @@ def test_nothing_is_saved_after_a_loss_that_is_not_finite(job):
     assert section("last")["step"] == 4
 
 
+def test_nothing_is_saved_over_good_weights_by_a_step_that_went_too_far(job):
+    # Its loss, from before the step, was finite, and the file was overwritten.
+    made, saved = job("--checkpoint_every_steps=2")
+    step = made.model.optimizer_step
+
+    def too_far(*args):
+        step(*args)
+        if made.model.global_step == 3:  # of the fourth step, which is not counted yet
+            made.model.gpt.norm.weight.data[0] = float("inf")
+
+    made.model.optimizer_step = too_far
+    with pytest.raises(UserError, match="a weight is not a finite number at step 4"):
+        fit(made)
+    assert saved == [("last", 2), ("best", 3), ("last", 4)]
+    assert section("last")["step"] == 2
+
+
 def test_with_other_micro_batches_the_same_batches_are_counted(job):
     made, _ = job("--checkpoint_every_steps=4", "--trainer.max_steps=4")
     fit(made)
