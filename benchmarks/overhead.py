@@ -21,8 +21,8 @@ from lightning.pytorch import Callback, Trainer
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from lightning_app.cli.commands.fit import FitCLI
 from lightning_app.cli.configs import find_config
-from lightning_app.cli.fit import FitCLI
 from lightning_app.data.datamodule import Batch, TrainBatches
 
 STEPS = 50

@@ -1,7 +1,7 @@
 """Every use of private or undocumented parts of Lightning, with its reason and a test.
 
-One more is where a base class needs it: `FitCLI._set_seed` in cli/fit_options.py. Nothing here
-imports Lightning, so that lower layers may use it.
+One more is where a base class needs it: `FitCLI._set_seed` in cli/commands/fit_options.py. Nothing
+here imports Lightning, so that lower layers may use it.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -71,7 +71,7 @@ def dispatch(argv: list[str]) -> int:
     if command not in COMMANDS:
         raise UserError(f"there is no command {command!r}; use one of {', '.join(COMMANDS)}")
     module = {"validate": "evaluate", "test": "evaluate"}.get(command, command)
-    run = importlib.import_module(f"lightning_app.cli.{module}")
+    run = importlib.import_module(f"lightning_app.cli.commands.{module}")
     try:
         return run.main(argv if module == "evaluate" else rest)
     except BaseException as error:

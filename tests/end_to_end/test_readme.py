@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 
-from lightning_app.cli import evaluate, export, fit_options, inspect, predict
+from lightning_app.cli.commands import evaluate, export, fit_options, inspect, predict
 from lightning_app.cli.configs import find_config, split_configs
 from lightning_app.cli.dispatch import COMMANDS
 from tests.helpers import MAIN

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from lightning_app.cli.fit_build import Job, build
-from lightning_app.cli.fit_options import parse
+from lightning_app.cli.commands.fit_build import Job, build
+from lightning_app.cli.commands.fit_options import parse
 from lightning_app.errors import UserError
 from lightning_app.lightning_internals import processed_batches
 from lightning_app.runs.checkpoint import SECTION, read_checkpoint

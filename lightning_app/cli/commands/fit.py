@@ -14,11 +14,11 @@ import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from lightning_app.cli import screens
+from lightning_app.cli.commands import screens
+from lightning_app.cli.commands.fit_build import Job, build
+from lightning_app.cli.commands.fit_options import FitRequest, parse
 from lightning_app.cli.configs import find_config, split_configs
 from lightning_app.cli.explain import explain
-from lightning_app.cli.fit_build import Job, build
-from lightning_app.cli.fit_options import FitRequest, parse
 from lightning_app.errors import UserError
 from lightning_app.files import atomic_write
 from lightning_app.runs.checkpoint import (

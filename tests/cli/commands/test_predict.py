@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lightning_app.cli.predict import given_options, make_parser, read_prompts, take_texts
+from lightning_app.cli.commands.predict import given_options, make_parser, read_prompts, take_texts
 from tests.helpers import is_error, refusal, save_run, small_checkpoint
 
 ODD_PROMPTS = ["-x", "--", "--prompt", "1", "null", "true", "a: b", "[1]", "{", "#"]

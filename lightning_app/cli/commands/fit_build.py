@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 
 from lightning_app import hardware
-from lightning_app.cli.fit_options import FitRequest
+from lightning_app.cli.commands.fit_options import FitRequest
 from lightning_app.cli.parsing import instantiate
 from lightning_app.cli.trainer_flags import check_callbacks, make_trainer
 from lightning_app.data.datamodule import CharDataModule

@@ -9,8 +9,8 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 
 from lightning_app import hardware
-from lightning_app.cli import fit_build
-from lightning_app.cli.fit_build import (
+from lightning_app.cli.commands import fit_build
+from lightning_app.cli.commands.fit_build import (
     COMPILE_SECONDS,
     UNCOMPILED_TIME,
     Job,
@@ -19,7 +19,7 @@ from lightning_app.cli.fit_build import (
     first_line,
     plan,
 )
-from lightning_app.cli.fit_options import parse
+from lightning_app.cli.commands.fit_options import parse
 from lightning_app.model.gpt import GPTConfig
 from lightning_app.runs.resume import INEXACT, MAY_CHANGE, MUST_MATCH, Start
 from lightning_app.training.callbacks.progress_bar import TrainingProgressBar

@@ -7,8 +7,7 @@ import pytest
 import torch
 import yaml
 
-from lightning_app.cli.configs import shipped_configs
-from lightning_app.cli.fit_options import (
+from lightning_app.cli.commands.fit_options import (
     DERIVED_DATA,
     DERIVED_MODEL,
     NOT_SAVED,
@@ -17,6 +16,7 @@ from lightning_app.cli.fit_options import (
     FitRequest,
     parse,
 )
+from lightning_app.cli.configs import shipped_configs
 from tests.helpers import refusal
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from lightning_app import hardware
-from lightning_app.cli import screens
-from lightning_app.cli.predict import make_parser, take_texts
-from lightning_app.cli.screens import example_prompt, next_commands
+from lightning_app.cli.commands import screens
+from lightning_app.cli.commands.predict import make_parser, take_texts
+from lightning_app.cli.commands.screens import example_prompt, next_commands
 from lightning_app.runs.checkpoint import SECTION, load
 from lightning_app.runs.resume import Start
 

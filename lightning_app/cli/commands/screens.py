@@ -10,8 +10,8 @@ from lightning_app.runs.checkpoint import SECTION, load
 from lightning_app.runs.folders import LOGS
 
 if TYPE_CHECKING:
-    from lightning_app.cli.fit_build import Job
-    from lightning_app.cli.fit_options import FitRequest
+    from lightning_app.cli.commands.fit_build import Job
+    from lightning_app.cli.commands.fit_options import FitRequest
     from lightning_app.runs.resume import Start
 
 LONG_VALIDATION = (

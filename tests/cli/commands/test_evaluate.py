@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_app.cli.evaluate import EvaluateParser, choose_stride
+from lightning_app.cli.commands.evaluate import EvaluateParser, choose_stride
 from tests.helpers import is_error, refusal, sentences
 
 

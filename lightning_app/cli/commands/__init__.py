@@ -1,0 +1,1 @@
+"""One file per command; `fit` has more: its options, what it builds, its screens."""
