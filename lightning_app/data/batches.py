@@ -19,6 +19,7 @@ from lightning_app.data.windows import (
     window_size,
     windows_per_epoch,
 )
+from lightning_app.errors import UserError
 
 Batch = tuple[Tensor, Tensor]  # idx, targets: int64 (B, T) each; a target of -1 is padding
 
@@ -71,6 +72,34 @@ class TrainBatches:
         if self.replacer is not None:
             self.replacer.replace(windows, keys)
         return torch.from_numpy(windows[:, :-1]), torch.from_numpy(windows[:, 1:])
+
+
+def check_batch(batch: Batch, block_size: int, vocab_size: int, check_ids: bool) -> None:
+    """Raises UserError for a batch that a network of these sizes cannot read.
+
+    `check_ids` also looks at the ids, which waits for an accelerator.
+    """
+    idx, targets = batch
+    if idx.ndim != 2 or idx.shape != targets.shape:
+        raise UserError(
+            f"a batch has idx {tuple(idx.shape)} and targets {tuple(targets.shape)}; both must "
+            "be (rows, characters)"
+        )
+    if idx.size(1) > block_size:
+        raise UserError(
+            f"a batch has windows of {idx.size(1):,} characters, more than the network's "
+            f"block_size {block_size:,}"
+        )
+    if not check_ids:
+        return
+    lowest = min(int(idx.min()), int(targets.min()) + 1)  # a target may be -1
+    highest = max(int(idx.max()), int(targets.max()))
+    if lowest < 0 or highest >= vocab_size:
+        found = highest if highest >= vocab_size else min(int(idx.min()), int(targets.min()))
+        raise UserError(
+            f"a batch has the id {found}, but the alphabet has {vocab_size:,} characters, with "
+            f"ids from 0 to {vocab_size - 1:,}; a target of -1 is not scored"
+        )
 
 
 def batches_per_pass(stream: TrainStream) -> int:

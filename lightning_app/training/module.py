@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from lightning_app.data.batches import Batch
+from lightning_app.data.batches import Batch, check_batch
 from lightning_app.data.encoding import Unit
 from lightning_app.data.tokenizer import Tokenizer
 from lightning_app.data.windows import random_keys
@@ -28,8 +28,6 @@ from lightning_app.lightning_internals import batches_done, has_trainer, set_cal
 from lightning_app.model.gpt import GPT, GPTConfig, loss_per_character
 from lightning_app.runs.checkpoint import (
     CHECKPOINT_FORMAT,
-    NETWORK_PREFIX,
-    RAW_WEIGHTS,
     SECTION,
     upgrade,
 )
@@ -37,9 +35,9 @@ from lightning_app.torch_internals import set_up_compiler
 from lightning_app.training.microbatch import MicrobatchedLoss, rows_per_microbatch
 from lightning_app.training.optimizer import MuonAdamW, OptimOptions, parameter_groups
 from lightning_app.training.schedules import ScheduleOptions, set_rates
-from lightning_app.training.sharding import copy_weights, gather, shard, shard_like
+from lightning_app.training.sharding import gather, shard
 from lightning_app.training.throughput import Throughput
-from lightning_app.training.weight_average import WeightAverage
+from lightning_app.training.weight_average import RawWeightsAfterErrors, WeightAverage
 
 Options = TypeVar("Options", OptimOptions, ScheduleOptions, GenerateOptions)
 
@@ -47,17 +45,6 @@ Options = TypeVar("Options", OptimOptions, ScheduleOptions, GenerateOptions)
 def as_options(cls: type[Options], given: Options | dict[str, Any] | None) -> Options:
     """Options as an object: given as one, as a checkpoint's dict, or not at all (the defaults)."""
     return cls(**given) if isinstance(given, dict) else given or cls()
-
-
-class RawWeightsAfterErrors(L.Callback):
-    """Puts the raw weights back after an error during validation: Lightning then calls no hook of
-    the module."""
-
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
-        assert isinstance(pl_module, CharGPT)
-        pl_module.average.use(False)
 
 
 class CharGPT(L.LightningModule):
@@ -155,7 +142,7 @@ class CharGPT(L.LightningModule):
     def configure_callbacks(self) -> list[L.Callback]:
         callbacks = getattr(self.trainer, "callbacks", [])  # set by its connectors
         attached = any(isinstance(c, RawWeightsAfterErrors) for c in callbacks)
-        return [] if attached else [RawWeightsAfterErrors()]
+        return [] if attached else [RawWeightsAfterErrors(self.average)]
 
     def configure_optimizers(self) -> MuonAdamW:
         return MuonAdamW(parameter_groups(self.gpt, self.optim), self.compile_network)
@@ -193,8 +180,8 @@ class CharGPT(L.LightningModule):
         self.throughput.add(batch[0].numel() * self.trainer.world_size)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self.check_batch(batch, batch_idx)
         idx, targets = batch
-        self.check_batch(idx, targets, batch_idx)
         rows = rows_per_microbatch(*idx.shape)
         undivided = rows == len(idx) or self.device.type != "cpu"
         undivided |= self.device_mesh is not None  # FSDP2 sums gradients in hooks
@@ -212,31 +199,13 @@ class CharGPT(L.LightningModule):
         """The shared step: nats of each character, (B * T,)."""
         return loss_per_character(self.gpt(idx), targets)
 
-    def check_batch(self, idx: Tensor, targets: Tensor, batch_idx: int) -> None:
+    def check_batch(self, batch: Batch, batch_idx: int) -> None:
         """Raises UserError for a batch that the network cannot read.
 
         On an accelerator only the ids of the first batch are checked: each check waits for it.
         """
-        if idx.ndim != 2 or idx.shape != targets.shape:
-            raise UserError(
-                f"a batch has idx {tuple(idx.shape)} and targets {tuple(targets.shape)}; both must "
-                "be (rows, characters)"
-            )
-        block_size, size = self.gpt.config.block_size, len(self.tokenizer)
-        if idx.size(1) > block_size:
-            raise UserError(
-                f"a batch has windows of {idx.size(1):,} characters, more than the network's "
-                f"block_size {block_size:,}"
-            )
-        if self.device.type == "cpu" or batch_idx == 0:
-            lowest = min(int(idx.min()), int(targets.min()) + 1)  # a target may be -1
-            highest = max(int(idx.max()), int(targets.max()))
-            if lowest < 0 or highest >= size:
-                found = highest if highest >= size else min(int(idx.min()), int(targets.min()))
-                raise UserError(
-                    f"a batch has the id {found}, but the alphabet has {size:,} characters, with "
-                    f"ids from 0 to {size - 1:,}; a target of -1 is not scored"
-                )
+        check_ids = self.device.type == "cpu" or batch_idx == 0
+        check_batch(batch, self.gpt.config.block_size, len(self.tokenizer), check_ids)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """A run ends with a validation, also where max_steps is reached in the middle of an
@@ -340,7 +309,7 @@ class CharGPT(L.LightningModule):
         self.train_sample_loss.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self.check_batch(*batch, batch_idx)
+        self.check_batch(batch, batch_idx)
         metric = self.train_sample_loss if dataloader_idx else self.eval_loss
         metric.update(self.losses(*batch), batch[1])
 
@@ -361,7 +330,7 @@ class CharGPT(L.LightningModule):
         self.eval_loss.reset()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self.check_batch(*batch, batch_idx)
+        self.check_batch(batch, batch_idx)
         self.eval_loss.update(self.losses(*batch), batch[1])
 
     def on_test_epoch_end(self) -> None:
@@ -399,14 +368,7 @@ class CharGPT(L.LightningModule):
             # a resumed run logs the same means
             train_loss=[float(self.train_loss.total), int(self.train_loss.count)],
         )
-        if self.average.other:
-            other_of = dict(zip(map(id, self.gpt.parameters()), self.average.other, strict=True))
-            weights = self.gpt.state_dict(keep_vars=True)  # has tied matrices twice
-            other = {NETWORK_PREFIX + name: gather(other_of[id(p)]) for name, p in weights.items()}
-            if self.average.swapped:
-                checkpoint[RAW_WEIGHTS] = other
-            else:
-                checkpoint[RAW_WEIGHTS], checkpoint["state_dict"] = checkpoint["state_dict"], other
+        self.average.write(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Choose the weights to load: training resumes from the raw ones, everything else uses the
@@ -427,20 +389,7 @@ class CharGPT(L.LightningModule):
         total, count = section.get("train_loss", (0.0, 0))
         self.train_loss.total = torch.tensor(total, dtype=torch.float64)
         self.train_loss.count = torch.tensor(count)
-        if RAW_WEIGHTS not in checkpoint:
-            return
-        if self.device_mesh is not None:
-            average = [p.detach().clone() for p in self.gpt.parameters()]
-            copy_weights(checkpoint[RAW_WEIGHTS], self)
-        else:
-            state = checkpoint["state_dict"]
-            names = [name for name, _ in self.gpt.named_parameters()]
-            average = [state[NETWORK_PREFIX + name].to(self.device) for name in names]
-            checkpoint["state_dict"] = checkpoint[RAW_WEIGHTS]
-        if self.optim.average_decay:
-            self.average.other = [
-                shard_like(a, p) for a, p in zip(average, self.gpt.parameters(), strict=True)
-            ]
+        self.average.read(checkpoint, weights_are_loaded=self.device_mesh is not None)
 
     # Generation
 

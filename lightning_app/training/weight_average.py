@@ -2,15 +2,20 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import lightning as L
 import torch
 from torch import Tensor, nn
 
+from lightning_app.model.gpt import GPT
+from lightning_app.runs.checkpoint import NETWORK_PREFIX, RAW_WEIGHTS
 from lightning_app.torch_internals import foreach_lerp_
+from lightning_app.training.sharding import copy_weights, gather, shard_like
 
 
 class WeightAverage:
-    """An exponential average of a module's parameters.
+    """An exponential average of a network's weights.
 
     At each step the average is multiplied by `decay` and the weights by 1 - `decay`. In the first
     steps the decay is smaller, so that the average does not depend on the initialisation. While
@@ -18,13 +23,13 @@ class WeightAverage:
     parameters are the raw weights and `other` is the average.
     """
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
+    def __init__(self, gpt: GPT, decay: float) -> None:
         self.decay, self.swapped = decay, False
-        self.module = module
+        self.gpt = gpt
         self.other: list[Tensor] = []  # one for each parameter; empty before the first step
 
     def parameters(self) -> list[nn.Parameter]:
-        return list(self.module.parameters())  # not stored, because sharding replaces them
+        return list(self.gpt.parameters())  # not stored, because sharding replaces them
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -65,3 +70,48 @@ class WeightAverage:
             yield
         finally:
             self.use(before)
+
+    def write(self, checkpoint: dict[str, Any]) -> None:
+        """Make the average a checkpoint's state_dict; the raw weights are kept as RAW_WEIGHTS."""
+        if not self.other:
+            return
+        other_of = dict(zip(map(id, self.gpt.parameters()), self.other, strict=True))
+        weights = self.gpt.state_dict(keep_vars=True)  # has tied matrices twice
+        other = {NETWORK_PREFIX + name: gather(other_of[id(p)]) for name, p in weights.items()}
+        if self.swapped:
+            checkpoint[RAW_WEIGHTS] = other
+        else:
+            checkpoint[RAW_WEIGHTS], checkpoint["state_dict"] = checkpoint["state_dict"], other
+
+    def read(self, checkpoint: dict[str, Any], weights_are_loaded: bool) -> None:
+        """Take the average from a checkpoint, and let training resume from the raw weights.
+
+        They become the checkpoint's state_dict, or, if that has been loaded already, those of the
+        network.
+        """
+        if RAW_WEIGHTS not in checkpoint:
+            return
+        raw = checkpoint[RAW_WEIGHTS]
+        if weights_are_loaded:
+            average = [p.detach().clone() for p in self.gpt.parameters()]
+            network = {name.removeprefix(NETWORK_PREFIX): w for name, w in raw.items()}
+            copy_weights(network, self.gpt)
+        else:
+            state, checkpoint["state_dict"] = checkpoint["state_dict"], raw
+            names = [name for name, _ in self.gpt.named_parameters()]
+            average = [state[NETWORK_PREFIX + name].clone() for name in names]
+        if self.decay:
+            self.other = [shard_like(a, p) for a, p in zip(average, self.parameters(), strict=True)]
+
+
+class RawWeightsAfterErrors(L.Callback):
+    """Puts the raw weights back after an error during validation: Lightning then calls no hook of
+    the module."""
+
+    def __init__(self, average: WeightAverage) -> None:
+        self.average = average
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        self.average.use(False)
