@@ -62,6 +62,14 @@ def write_inputs(folder: Path) -> None:
     (folder / "tiny.yaml").write_text(CONFIG)
 
 
+def written(name: str, text: str = "") -> Path:
+    """A file with this text, and the folders it is in."""
+    path = Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
 def python_prints(code: str, cwd: Path | None = None) -> str:
     """What Python code prints in a process of its own; the code can import this project."""
     done = subprocess.run(

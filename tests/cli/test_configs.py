@@ -21,7 +21,7 @@ from lightning_app.cli.configs import (
     run_name,
     split_configs,
 )
-from lightning_app.errors import UserError
+from tests.helpers import refusal, written
 
 SHIPPED = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
@@ -32,21 +32,6 @@ def folder(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(configs, "PROJECT_CONFIGS", tmp_path / "project")
     return tmp_path
-
-
-def written(name: str, text: str = "") -> Path:
-    path = Path(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
-def refusal(act, *args) -> str:
-    with pytest.raises(UserError) as error:
-        act(*args)
-    message = str(error.value)
-    assert "\n" not in message
-    return message
 
 
 # Which config.

@@ -11,7 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 
 from lightning_app.data.datamodule import CharDataModule
 from lightning_app.data.windows import train_starts
-from lightning_app.errors import UserError
+from tests.helpers import refusal
 
 # Every three characters in a row occur once, so a window tells where it lies.
 TEXT = "".join(chr(97 + i % 26) + chr(65 + i // 26) + chr(97 + i // 7 % 26) for i in range(200))
@@ -57,14 +57,6 @@ def train_batches(module: CharDataModule, count: int, **of_trainer) -> torch.Ten
     module.setup()
     module.trainer = trainer(**of_trainer)
     return torch.stack([torch.stack(b, 1) for b in islice(module.train_dataloader(), count)])
-
-
-def refusal(act, *args) -> str:
-    with pytest.raises(UserError) as error:
-        act(*args)
-    message = str(error.value)
-    assert "\n" not in message
-    return message
 
 
 # Before training.

@@ -5,8 +5,6 @@ import json
 import os
 import pickle
 import random
-import subprocess
-import sys
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -16,7 +14,7 @@ import pytest
 import torch
 
 from lightning_app.runs.checkpoint import NETWORK_PREFIX, RAW_WEIGHTS, SECTION, write_checkpoint
-from tests.helpers import ALPHABET, MAIN, SIZES, main_in, write_inputs
+from tests.helpers import ALPHABET, SIZES, main_in, python_prints, write_inputs
 from tests.helpers import small_checkpoint as checkpoint
 
 HOSTILE: dict[str, Callable[[Path], None]] = {}
@@ -284,17 +282,9 @@ def told(tmp_path_factory) -> dict[str, tuple[str, float, float]]:
     (folder / "files").mkdir()
     for name, make in HOSTILE.items():
         make(folder / "files" / f"{name}.ckpt")
-    done = subprocess.run(
-        [sys.executable, "-c", CODE],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(MAIN.parent)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
+    printed = python_prints(CODE, folder)
     assert not (folder / "ran").exists()
-    return json.loads(done.stdout)
+    return json.loads(printed)
 
 
 def test_there_are_many_of_them():

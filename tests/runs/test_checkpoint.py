@@ -14,7 +14,6 @@ import pytest
 import torch
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
-from lightning_app.errors import UserError
 from lightning_app.runs.checkpoint import (
     CHECKPOINT_FORMAT,
     LEGACY_DEFAULTS,
@@ -27,17 +26,9 @@ from lightning_app.runs.checkpoint import (
     to_plain,
     write_checkpoint,
 )
-from tests.helpers import ALPHABET, SIZES, weights
+from tests.helpers import ALPHABET, SIZES, refusal, weights
 from tests.helpers import random_network as network
 from tests.helpers import small_checkpoint as checkpoint
-
-
-def refusal(act, path: Path) -> str:
-    with pytest.raises(UserError) as error:
-        act(path)
-    message = str(error.value)
-    assert "\n" not in message
-    return message
 
 
 def refused_as_damaged(tmp_path: Path, state: dict) -> str:

@@ -16,7 +16,7 @@ from lightning_app.runs.folders import (
     newest_run,
     set_aside,
 )
-from tests.helpers import refusal
+from tests.helpers import refusal, written
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,13 +26,6 @@ def folder(tmp_path, monkeypatch) -> Path:
     """An empty working folder; `logs` is relative to it."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def written(name: str, text: str = "") -> Path:
-    path = Path(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-    return path
 
 
 # Which run.
