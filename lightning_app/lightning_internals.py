@@ -4,6 +4,7 @@ One more is where a base class needs it: `FitCLI._set_seed` in cli/commands/fit_
 here imports Lightning, so that lower layers may use it.
 """
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -76,3 +77,10 @@ def spread_data_over_processes(strategy: "ModelParallelStrategy") -> None:
     """Make every process of the strategy read its own data: Lightning's default counts only the
     processes of one machine."""
     strategy._data_parallel_size = strategy.num_nodes * strategy.num_processes
+
+
+def limit_waiting(trainer: "Trainer", limit: timedelta) -> None:
+    """How long processes of several machines wait for each other, instead of 30 minutes. Lightning
+    accepts a limit only with a strategy that is built by hand."""
+    if hasattr(trainer.strategy, "_timeout"):
+        trainer.strategy._timeout = limit

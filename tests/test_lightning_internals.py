@@ -1,12 +1,13 @@
 """Laws of lightning_internals: each fails when an upgrade of Lightning moves what is used there."""
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
-from lightning.pytorch.strategies import ModelParallelStrategy, model_parallel
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, model_parallel
 from torch.utils.data import DataLoader
 
 from lightning_app.lightning_internals import (
@@ -14,6 +15,7 @@ from lightning_app.lightning_internals import (
     batches_done,
     has_trainer,
     just_stepped,
+    limit_waiting,
     processed_batches,
     set_callback_metrics,
     set_processed_batches,
@@ -198,3 +200,16 @@ def test_every_process_of_a_sharded_run_reads_its_own_data(monkeypatch):
 
 def test_lightning_cli_seeds_by_the_method_that_fit_overrides():
     assert callable(LightningCLI._set_seed)
+
+
+def test_the_limit_of_waiting_reaches_the_process_group(monkeypatch):
+    given = []
+    monkeypatch.setattr(
+        "lightning.pytorch.strategies.ddp._init_dist_connection", lambda *a, **kw: given.append(kw)
+    )
+    trainer = Trainer(
+        accelerator="cpu", devices=1, num_nodes=2, strategy=DDPStrategy(), logger=False
+    )
+    limit_waiting(trainer, timedelta(seconds=7))
+    trainer.strategy.setup_distributed()
+    assert given[0]["timeout"] == timedelta(seconds=7)

@@ -24,6 +24,12 @@ def explain(error: Exception) -> str | None:
             "out of memory; for the same training with less memory, halve --data.batch_size and "
             "double --trainer.accumulate_grad_batches, or use a smaller network"
         )
+    if type(error).__name__ in ("DistStoreError", "DistNetworkError"):  # of torch.distributed
+        return (
+            "the processes of this run did not find each other in time; start the same command on "
+            "every machine, with one --master_addr and --master_port and --trainer.num_nodes "
+            "machines"
+        )
     if any(x in text for x in ("closed by peer", "reset by peer", "remote process exited")):
         return (
             "another process of this run ended, so this process ended too; the last checkpoint is "

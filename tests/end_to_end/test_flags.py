@@ -3,10 +3,13 @@
 import os
 import subprocess
 import sys
+from datetime import timedelta
 
 import pytest
 import yaml
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
 
+from lightning_app.cli.commands import fit
 from tests.helpers import MAIN, is_error
 
 FIT = ("fit", "--config", "tiny.yaml", "--trainer.max_steps", 2, "--trainer.val_check_interval", 2)
@@ -40,6 +43,15 @@ MONITOR = "--trainer.callbacks.monitor"
 def test_a_flag_that_cannot_work_is_one_line_with_the_remedy(folder, main, flags, words):
     is_error(main(*FIT, *flags), *words)
     assert not list(folder.glob("logs/*/checkpoints/*"))
+
+
+def test_a_run_on_two_machines_says_what_it_waits_for_and_gives_up(folder, main, monkeypatch):
+    monkeypatch.setattr(fit, "MEETING_LIMIT", timedelta(seconds=1))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # restored afterwards: Lightning sets both
+    monkeypatch.setenv("MASTER_PORT", str(find_free_network_port()))
+    done = main(*FIT, "--trainer.num_nodes", 2)
+    assert "until 2 processes on 2 machines have connected to 127.0.0.1" in done.err
+    is_error(done, "did not find each other", "--trainer.num_nodes")
 
 
 @pytest.mark.parametrize(

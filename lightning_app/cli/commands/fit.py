@@ -8,9 +8,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import yaml
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -21,6 +23,7 @@ from lightning_app.cli.configs import find_config, split_configs
 from lightning_app.cli.explain import explain
 from lightning_app.errors import UserError
 from lightning_app.files import atomic_write
+from lightning_app.lightning_internals import limit_waiting
 from lightning_app.runs.checkpoint import (
     CORRUPT_ERRORS,
     SECTION,
@@ -41,6 +44,8 @@ from lightning_app.runs.resume import (
 from lightning_app.training.optimizer import parameter_groups
 from lightning_app.training.signals import Interrupted
 
+MEETING_LIMIT = timedelta(minutes=10)  # for the processes of several machines to find each other
+
 
 def main(argv: list[str]) -> int:
     began = time.perf_counter()
@@ -55,6 +60,7 @@ def main(argv: list[str]) -> int:
             return 0
         report(*screens.lines_before(request, start, job))
         prepare_folder(request, job)
+        wait_for_machines(job.trainer)
         train(request, start, job)
         if is_main() and not request.dev_run:
             print("\n".join(screens.lines_after(request, job, time.perf_counter() - began)))
@@ -152,6 +158,18 @@ def prepare_folder(request: FitRequest, job: Job) -> None:
             sorted_text = yaml.safe_dump(yaml.safe_load(text))
             block = "".join(f"    {x}\n" for x in sorted_text.split("\n"))  # code, in Markdown
             logger.experiment.add_text("config", block, 0)
+
+
+def wait_for_machines(trainer: Trainer) -> None:
+    """Report what a run on several machines waits for, once on each, and limit the waiting."""
+    if trainer.num_nodes == 1:
+        return
+    limit_waiting(trainer, MEETING_LIMIT)
+    environment = trainer.strategy.cluster_environment
+    if trainer.local_rank == 0 and environment is not None:
+        print(
+            screens.waiting_line(trainer, environment, MEETING_LIMIT), file=sys.stderr, flush=True
+        )
 
 
 def train(request: FitRequest, start: Start, job: Job) -> None:

@@ -1,6 +1,7 @@
 """What `fit` prints before and after training."""
 
 import shlex
+from datetime import timedelta
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,9 @@ from lightning_app.runs.checkpoint import SECTION, load
 from lightning_app.runs.folders import LOGS
 
 if TYPE_CHECKING:
+    from lightning.fabric.plugins.environments import ClusterEnvironment
+    from lightning.pytorch import Trainer
+
     from lightning_app.cli.commands.fit_build import Job
     from lightning_app.cli.commands.fit_options import FitRequest
     from lightning_app.runs.resume import Start
@@ -62,6 +66,16 @@ def lines_before(request: "FitRequest", start: "Start", job: "Job") -> list[str]
         if not request.dev_run
         else "run        none: fast_dev_run writes no files",
     ]
+
+
+def waiting_line(trainer: "Trainer", environment: "ClusterEnvironment", limit: timedelta) -> str:
+    """What a run on several machines waits for before its first step."""
+    return (
+        f"waiting up to {limit.seconds // 60} minutes until {trainer.world_size} processes on "
+        f"{trainer.num_nodes} machines have connected to {environment.main_address}, port "
+        f"{environment.main_port}; start the command on every machine, with torchrun or SLURM (see "
+        "the README)"
+    )
 
 
 def lines_if_finished(run: str, reason: str, start: "Start") -> list[str]:
