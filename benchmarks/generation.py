@@ -37,7 +37,7 @@ from lightning_app.export.transformers import export_transformers
 from lightning_app.generation.cpu_engine import WeightFormat
 from lightning_app.generation.generate import CHARACTERS_PER_CALL, generate_ids, sample_rng
 from lightning_app.generation.sampling import GenerateOptions
-from lightning_app.hardware import choose_precision, matmul_flops_per_second
+from lightning_app.hardware import choose_precision, matmul_speed
 from lightning_app.model.gpt import GPT, GPTConfig
 
 BLOCK = 256
@@ -174,7 +174,7 @@ def main() -> None:
                 )
             compare_speeds(f"{name}, one", one, args.rounds)
             precision = choose_precision("cpu")
-            rate = matmul_flops_per_second("cpu", precision, seconds=1.0)
+            rate = matmul_speed("cpu", precision, seconds=1.0).flops_per_second
             many = {weights: our_generation(gpt, weights, 64) for weights in get_args(WeightFormat)}
             many["transformers"] = transformers_generation(pool, gpt, folder / name, 64)
             medians = compare_speeds(f"{name}, 64", many, min(3, args.rounds))

@@ -25,7 +25,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from lightning_app.hardware import choose_precision, matmul_flops_per_second, multiplies_bf16
+from lightning_app.hardware import choose_precision, matmul_speed, multiplies_bf16
 from lightning_app.model.gpt import GPTConfig
 
 SHAPES = {  # ours has the MLP that gives the same number of parameters
@@ -118,7 +118,7 @@ def main() -> None:
             speeds: dict[str, list[float]] = {kind: [] for kind in runs}
             rates = []
             for _ in range(args.rounds):
-                rates.append(matmul_flops_per_second("cpu", precision, seconds=1.0))
+                rates.append(matmul_speed("cpu", precision, seconds=1.0).flops_per_second)
                 for kind, run in runs.items():
                     speeds[kind].append(run())
             medians = {kind: statistics.median(values) for kind, values in speeds.items()}

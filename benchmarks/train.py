@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 from lightning_app.data.corpora import find_corpus
 from lightning_app.data.encoding import encode_files
-from lightning_app.hardware import choose_accelerator, choose_precision, matmul_flops_per_second
+from lightning_app.hardware import choose_accelerator, choose_precision, matmul_speed
 from lightning_app.model.gpt import loss_per_character
 from lightning_app.runs.checkpoint import SECTION, load, read_checkpoint
 
@@ -83,7 +83,7 @@ def main() -> None:
     print("seed  GFLOP/s  seconds  in steps  val/loss  nanoGPT's figure")
     figures = []
     for seed in args.seeds:
-        rate = matmul_flops_per_second(accelerator, precision, seconds=1.0) / 1e9
+        rate = matmul_speed(accelerator, precision, seconds=1.0).flops_per_second / 1e9
         run = f"bench_{Path(args.config).stem}_{seed}"
         command = [sys.executable, str(ROOT / "main.py"), "fit", "--config", args.config]
         command += ["--run", run, "--seed_everything", str(seed)]

@@ -5,6 +5,7 @@ import shutil
 import sysconfig
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -63,22 +64,36 @@ def can_compile(accelerator: str) -> bool:
     return compiler is not None and header.exists()
 
 
-def matmul_flops_per_second(accelerator: str, precision: str, seconds: float = 0.2) -> float:
-    """FLOP/s of large matrix products in this precision, measured for `seconds`."""
+class MatmulSpeed(NamedTuple):
+    """The speed of large matrix products.
+
+    flops_per_second: Measured.
+    processor_share: The fraction of the CPU's time that this process received meanwhile; below 1
+        while other programs compute.
+    """
+
+    flops_per_second: float
+    processor_share: float
+
+
+def matmul_speed(accelerator: str, precision: str, seconds: float = 0.2) -> MatmulSpeed:
+    """The speed of large matrix products in this precision, measured for `seconds`."""
     device = {"gpu": "cuda"}.get(accelerator, accelerator)
     half = torch.float16 if precision.startswith("16") else torch.bfloat16
     dtype = torch.float32 if precision.startswith("32") else half
     size = 4096 if accelerator == "gpu" else 1024
     a = torch.randn(size, size, device=device, dtype=dtype)
     (a @ a).sum().item()  # warm up
-    start, n = time.perf_counter(), 0
+    start, cpu_start, n = time.perf_counter(), time.process_time(), 0
     while time.perf_counter() - start < seconds:
         (a @ a)[0, 0].item()
         n += 1
-    return n * 2 * size**3 / (time.perf_counter() - start)
+    elapsed, cpu_time = time.perf_counter() - start, time.process_time() - cpu_start
+    share = cpu_time / (elapsed * torch.get_num_threads()) if accelerator == "cpu" else 1.0
+    return MatmulSpeed(n * 2 * size**3 / elapsed, min(share, 1.0))
 
 
-def seconds_per_flop(accelerator: str, precision: str, width: int) -> float:
+def seconds_per_flop(accelerator: str, speed: MatmulSpeed, width: int) -> float:
     """An estimate of the time of a compiled training step, divided by its FLOPs (n_embd = `width`).
 
     On a CPU it is the time of the matrix products, at the measured rate, plus that of element-wise
@@ -86,7 +101,7 @@ def seconds_per_flop(accelerator: str, precision: str, width: int) -> float:
     element-wise operations as width, so the latter's time per FLOP falls as 1 / width. On a GPU one
     factor covers both.
     """
-    rate = matmul_flops_per_second(accelerator, precision)
     if accelerator == "cpu":
-        return 1 / (CPU_MATMUL_EFFICIENCY * rate) + CPU_ELEMENTWISE_SECONDS / width
-    return 1 / (GPU_EFFICIENCY * rate)
+        elementwise = CPU_ELEMENTWISE_SECONDS / width / speed.processor_share
+        return 1 / (CPU_MATMUL_EFFICIENCY * speed.flops_per_second) + elementwise
+    return 1 / (GPU_EFFICIENCY * speed.flops_per_second)

@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A working folder with text.txt and tiny.yaml in it. The machine's speed is not measured."""
-    monkeypatch.setattr(hardware, "matmul_flops_per_second", lambda *args: 1e11)
+    monkeypatch.setattr(hardware, "matmul_speed", lambda *args: hardware.MatmulSpeed(1e11, 1.0))
     monkeypatch.chdir(tmp_path)
     write_inputs(tmp_path)
     return tmp_path

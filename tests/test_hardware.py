@@ -12,10 +12,11 @@ import torch
 from lightning_app import hardware
 from lightning_app.errors import UserError
 from lightning_app.hardware import (
+    MatmulSpeed,
     can_compile,
     choose_accelerator,
     choose_precision,
-    matmul_flops_per_second,
+    matmul_speed,
     multiplies_bf16,
     seconds_per_flop,
 )
@@ -118,17 +119,30 @@ def test_a_cpu_compiles_with_a_compiler_and_header_files_only(tmp_path, monkeypa
 # Speed.
 
 
-def test_the_rate_of_matrix_products_is_their_flops_over_the_time_they_take(monkeypatch):
+@pytest.mark.parametrize(("cpu_seconds", "share"), [(2, 1), (1, 0.5), (2.1, 1)])
+def test_matrix_products_are_timed_by_the_clock_and_by_the_processors(
+    monkeypatch, cpu_seconds, share
+):
     clock = itertools.count()  # one second later at each look
+    processors = itertools.count(step=cpu_seconds * 4)  # of two threads, in four seconds
     monkeypatch.setattr(hardware.time, "perf_counter", lambda: next(clock))
-    rate = matmul_flops_per_second("cpu", "32-true", seconds=2.5)
-    assert rate == 2 * (2 * 1024**3) / 4  # two products; the clock is read at 0, 1, 2, 3 and 4
+    monkeypatch.setattr(hardware.time, "process_time", lambda: next(processors))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    speed = matmul_speed("cpu", "32-true", seconds=2.5)
+    # two products; the clock is read at 0, 1, 2, 3 and 4
+    assert speed == MatmulSpeed(2 * (2 * 1024**3) / 4, share)
 
 
-def test_the_time_per_flop_falls_with_the_width_towards_that_of_matrix_products(monkeypatch):
-    monkeypatch.setattr(hardware, "matmul_flops_per_second", lambda *_: 1e11)
-    times = [seconds_per_flop("cpu", "32-true", width) for width in (64, 128, 512, 10**9)]
+def test_the_time_per_flop_falls_with_the_width_towards_that_of_matrix_products():
+    speed = MatmulSpeed(1e11, 1.0)
+    times = [seconds_per_flop("cpu", speed, width) for width in (64, 128, 512, 10**9)]
     assert times == sorted(times, reverse=True)
     assert times[-1] == pytest.approx(1 / 0.95e11)
     assert times[0] - times[-1] == pytest.approx(2 * (times[1] - times[-1]))
-    assert seconds_per_flop("gpu", "bf16-mixed", 64) == pytest.approx(1 / 0.45e11)
+    assert seconds_per_flop("gpu", speed, 64) == pytest.approx(1 / 0.45e11)
+
+
+def test_with_a_third_of_the_processors_everything_takes_three_times_as_long():
+    alone, shared = MatmulSpeed(3e11, 1.0), MatmulSpeed(1e11, 1 / 3)
+    times = [seconds_per_flop("cpu", speed, 160) for speed in (alone, shared)]
+    assert times[1] == pytest.approx(3 * times[0])

@@ -81,7 +81,11 @@ def dispatch(argv: list[str]) -> int:
 
 
 def set_up_process() -> None:
-    """Settings of this process: UTF-8 output, no warnings, no code from checkpoints."""
+    """Settings of this process: UTF-8 output, no warnings, no code from checkpoints, and threads
+    that sleep while they wait for each other."""
+    # Read when torch is imported. By default its threads spin, which takes the processors from the
+    # thread that they wait for when other programs run too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")  # torch.load reads data, never code
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed before the start, as a service may do

@@ -14,6 +14,7 @@ from pathlib import Path
 import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_app.cli.commands import screens
@@ -162,14 +163,13 @@ def prepare_folder(request: FitRequest, job: Job) -> None:
 
 def wait_for_machines(trainer: Trainer) -> None:
     """Report what a run on several machines waits for, once on each, and limit the waiting."""
-    if trainer.num_nodes == 1:
+    strategy = trainer.strategy
+    if trainer.num_nodes == 1 or not isinstance(strategy, ParallelStrategy):
         return
     limit_waiting(trainer, MEETING_LIMIT)
-    environment = trainer.strategy.cluster_environment
-    if trainer.local_rank == 0 and environment is not None:
-        print(
-            screens.waiting_line(trainer, environment, MEETING_LIMIT), file=sys.stderr, flush=True
-        )
+    if trainer.local_rank == 0 and strategy.cluster_environment is not None:
+        line = screens.waiting_line(trainer, strategy.cluster_environment, MEETING_LIMIT)
+        print(line, file=sys.stderr, flush=True)
 
 
 def train(request: FitRequest, start: Start, job: Job) -> None:

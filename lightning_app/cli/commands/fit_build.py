@@ -36,6 +36,15 @@ UNCOMPILED_TIME = 2  # of a step, relative to that of a compiled one
 
 
 @dataclass(frozen=True)
+class Plan:
+    """Whether the network is compiled, and how long training is expected to take."""
+
+    compiled: bool
+    seconds: float  # of all steps
+    processor_share: float  # see `hardware.MatmulSpeed`
+
+
+@dataclass(frozen=True)
 class Job:
     """Everything that is needed to train a run."""
 
@@ -45,7 +54,7 @@ class Job:
     checkpoints: RunCheckpoints
     signals: Signals
     facts: dict[str, Any]  # about the run, stored in its checkpoints; see `runs.resume`
-    seconds: float  # estimated time of all steps
+    plan: Plan
     lines: list[str]  # messages about weights taken from another run
 
 
@@ -62,7 +71,7 @@ def build(request: FitRequest, start: Start, source: TrainedModel | None) -> Job
     accelerator = hardware.choose_accelerator(str(config.trainer.accelerator))
     precision = config.trainer.precision or hardware.choose_precision(accelerator)
     network = GPTConfig(vocab_size=len(data.alphabet), block_size=data.block_size, **config.model)
-    compiled, seconds = plan(config, network, accelerator, str(precision), request.dev_run)
+    planned = plan(config, network, accelerator, str(precision), request.dev_run)
     torch.manual_seed(config.seed_everything)  # initial weights; steps seed themselves
     model = CharGPT(
         alphabet=data.alphabet,
@@ -74,7 +83,7 @@ def build(request: FitRequest, start: Start, source: TrainedModel | None) -> Job
         schedule=config.schedule,
         generation=config.generate,
         seed=config.seed_everything,
-        compile_network=compiled,
+        compile_network=planned.compiled,
     )
     lines = inherit(model.gpt, model.tokenizer, source) if source else []
     signals = Signals()
@@ -97,7 +106,7 @@ def build(request: FitRequest, start: Start, source: TrainedModel | None) -> Job
     flags["plugins"] = [*as_list(flags["plugins"]), *plugins()]
     flags["callbacks"] = [checkpoints, *callbacks(config, data, model)]
     trainer = make_trainer(flags)
-    return Job(data, model, trainer, checkpoints, signals, describe(trainer), seconds, lines)
+    return Job(data, model, trainer, checkpoints, signals, describe(trainer), planned, lines)
 
 
 def as_list(given: Any) -> list[Any]:
@@ -107,11 +116,11 @@ def as_list(given: Any) -> list[Any]:
 
 def plan(
     config: Namespace, network: GPTConfig, accelerator: str, precision: str, dev_run: bool
-) -> tuple[bool, float]:
-    """Whether to compile, and the estimated seconds of all steps.
+) -> Plan:
+    """Whether to compile, and how long that will take.
 
-    With --compile auto, the network is compiled if that saves ten times the time of compiling.
-    Raises UserError for --compile true without a compiler.
+    With --compile auto, the network is compiled if that saves ten times the time of compiling on
+    an otherwise idle machine. Raises UserError for --compile true without a compiler.
     """
     can_compile = hardware.can_compile(accelerator)
     if config.compile is True and not can_compile:
@@ -121,13 +130,15 @@ def plan(
         )
     characters = config.trainer.max_steps * config.trainer.accumulate_grad_batches
     characters *= config.data.batch_size * config.data.block_size
-    per_flop = hardware.seconds_per_flop(accelerator, precision, network.n_embd)
+    speed = hardware.matmul_speed(accelerator, precision)
+    per_flop = hardware.seconds_per_flop(accelerator, speed, network.n_embd)
     seconds = characters * network.flops_per_character() * per_flop  # compiled
-    worthwhile = UNCOMPILED_TIME * seconds > 10 * COMPILE_SECONDS
+    worthwhile = UNCOMPILED_TIME * seconds * speed.processor_share > 10 * COMPILE_SECONDS
     compiled = config.compile is True or (
         config.compile == "auto" and not dev_run and can_compile and worthwhile
     )
-    return compiled, seconds if compiled else UNCOMPILED_TIME * seconds
+    seconds *= 1 if compiled else UNCOMPILED_TIME
+    return Plan(compiled, seconds, speed.processor_share)
 
 
 def loggers(request: FitRequest, given: Any, step: int) -> list[Logger]:

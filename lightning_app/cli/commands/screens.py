@@ -22,6 +22,7 @@ LONG_VALIDATION = (
     "           each validation takes longer than the training before it; to hold out less:",
     "           --data.splits [0.998,0.001,0.001]",
 )
+BUSY = "           other programs use {:.0%} of the processors now, which slows the training down"
 
 
 def validation_is_long(job: "Job", interval: int, limit: float | int | None) -> bool:
@@ -44,7 +45,8 @@ def lines_before(request: "FitRequest", start: "Start", job: "Job") -> list[str]
     parameters = sum(p.numel() for p in gpt.parameters())
     sizes = ", ".join(f"{name} {b - a:,}" for name, (a, b) in data.bounds.items() if b > a)
     steps = job.trainer.max_steps - start.step
-    seconds = job.seconds * steps / flags.max_steps
+    seconds = job.plan.seconds * steps / flags.max_steps
+    busy = 1 - job.plan.processor_share
     time_needed = f"about {seconds / 60:.0f} minutes" if seconds >= 90 else "about a minute or less"
     how = ", compiled" if facts["compile"] else ""
     on_cpu = facts["device"] == "cpu"
@@ -61,6 +63,7 @@ def lines_before(request: "FitRequest", start: "Start", job: "Job") -> list[str]
         f"device     {facts['device']}, {facts['precision']}{how}",
         f"training   {steps:,} steps of {facts['global_batch'] * facts['block_size']:,} "
         f"{units}, {time_needed}",
+        *([BUSY.format(busy)] if busy > 0.25 else ()),
         *(LONG_VALIDATION if long else ()),
         f"run        {request.folder} (watch it: tensorboard --logdir {LOGS})"
         if not request.dev_run

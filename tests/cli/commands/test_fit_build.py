@@ -14,6 +14,7 @@ from lightning_app.cli.commands.fit_build import (
     COMPILE_SECONDS,
     UNCOMPILED_TIME,
     Job,
+    Plan,
     as_list,
     build,
     first_line,
@@ -40,9 +41,11 @@ def built(*args: str, start: Start | None = None) -> Job:
 def planned(monkeypatch):
     """The plan of a run whose steps take so many seconds, compiled: planned(seconds, compile)."""
 
-    def planned(seconds: float, compile="auto", can_compile=True, dev_run=False):
+    def planned(seconds: float, compile="auto", can_compile=True, dev_run=False, share=1.0):
         flops = 100 * 8 * 16 * NETWORK.flops_per_character()
         monkeypatch.setattr(hardware, "can_compile", lambda accelerator: can_compile)
+        speed = hardware.MatmulSpeed(1e11, share)
+        monkeypatch.setattr(hardware, "matmul_speed", lambda *args: speed)
         monkeypatch.setattr(hardware, "seconds_per_flop", lambda *args: seconds / flops)
         config = SimpleNamespace(
             compile=compile,
@@ -68,11 +71,14 @@ PAYS = (
         (9 * PAYS, {"dev_run": True}, False),
         (9 * PAYS, {"compile": False}, False),
         (0.01 * PAYS, {"compile": True}, True),
+        (2 * PAYS, {"share": 0.49}, False),  # the same arithmetic on a busy machine
     ],
 )
 def test_a_run_is_compiled_where_it_pays_or_is_asked_for(planned, seconds, options, compiled):
     expected = seconds if compiled else UNCOMPILED_TIME * seconds
-    assert planned(seconds, **options) == (compiled, pytest.approx(expected))
+    assert planned(seconds, **options) == Plan(
+        compiled, pytest.approx(expected), options.get("share", 1.0)
+    )
 
 
 def test_compiling_without_a_compiler_is_refused_if_asked_for(planned):

@@ -21,7 +21,7 @@ def said_before(**given) -> list[str]:
     """The screen before training, of 100 steps that take 600 seconds, with some of it changed."""
     options = {"device": "cpu", "precision": "32-true", "compile": False, "dev_run": False}
     options |= {"unit": "char", "step": 0, "bounds": {"train": (0, 900), "val": (900, 1000)}}
-    options |= {"interval": 50, "notes": ()} | given
+    options |= {"interval": 50, "notes": (), "share": 1.0} | given
     o = SimpleNamespace(**options)
     config = SimpleNamespace(n_layer=3, n_head=2, n_embd=16, block_size=8)
     facts = {"device": o.device, "precision": o.precision, "compile": o.compile}
@@ -40,7 +40,7 @@ def said_before(**given) -> list[str]:
         ),
         facts=facts | {"global_batch": 4, "block_size": 8},
         trainer=SimpleNamespace(max_steps=100, world_size=1),
-        seconds=600.0,
+        plan=SimpleNamespace(seconds=600.0, processor_share=o.share),
     )
     flags = SimpleNamespace(max_steps=100, val_check_interval=o.interval, limit_val_batches=None)
     request = SimpleNamespace(
@@ -72,6 +72,7 @@ def test_before_training_the_data_the_network_the_machine_and_the_run_are_named(
         ({"step": 90}, "10 steps of 32 characters, about a minute or less"),
         ({"compile": True}, "cpu, 32-true, compiled"),
         ({"unit": "byte"}, "100 steps of 32 bytes"),
+        ({"share": 0.4}, "other programs use 60% of the processors"),
         ({"dev_run": True}, "run        none: fast_dev_run"),
     ],
 )
