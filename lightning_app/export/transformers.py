@@ -5,6 +5,7 @@ format of the `tokenizers` library, has one token per character.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ BLOCK_PARTS = {
     ".mlp_norm.": ".post_attention_layernorm.",
     ".attention.": ".self_attn.",
 }
+# transformers encodes this text if `generate` is given stop_strings, whatever the alphabet is. If
+# the alphabet lacks one of its letters, it is a token, with an id that the network does not have.
+STOP_STRINGS_PREFIX = "abcdef"
 
 
 def qwen3_name(name: str) -> str:
@@ -73,12 +77,36 @@ def printable_bytes() -> dict[int, str]:
     return {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
 
 
-def write_tokenizer(alphabet: str, unit: Unit, folder: Path) -> None:
+def first_character(alphabet: str) -> str:
+    """The character that `generate` of transformers starts a text with if there is no prompt."""
+    return next((c for c in "\n " if c in alphabet), alphabet[0])
+
+
+def padding_character(alphabet: str, unit: Unit, counts: Sequence[int] | None) -> str | None:
+    """The character that fills the shorter rows of a batch, where the attention mask is 0.
+
+    It is the rarest, because programs that use transformers often ignore the padding id where it is
+    text too. It differs from the first character, because a pipeline masks the padding id in a text
+    without a prompt. With unit "byte" it is visible ASCII: `tokenizers` searches the text for it,
+    not the bytes. None if the alphabet has no such character.
+    """
+    allowed = [i for i, c in enumerate(alphabet) if c != first_character(alphabet)]
+    if unit == "byte":
+        allowed = [i for i in allowed if "!" <= alphabet[i] <= "~"]
+    occurrences = counts or [0] * len(alphabet)
+    return alphabet[min(allowed, key=lambda i: occurrences[i])] if allowed else None
+
+
+def write_tokenizer(
+    alphabet: str, unit: Unit, folder: Path, block_size: int, pad: str | None
+) -> None:
     """Write tokenizer.json and tokenizer_config.json to `folder`.
 
-    Each code point is a token, or each byte; decoding joins them without spaces.
+    Each code point is a token, or each byte; decoding joins them without spaces. Rows are padded
+    with `pad` and truncated on the left, so that a prompt keeps its end. A character outside the
+    alphabet is an error of `tokenizers`, whose message is fixed and cannot name the character.
     """
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
     split: Any = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
     decoder: Any = decoders.Fuse()
@@ -90,16 +118,36 @@ def write_tokenizer(alphabet: str, unit: Unit, folder: Path) -> None:
         split, decoder = pre_tokenizers.Sequence([as_bytes, split]), decoders.ByteLevel()
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=""))
     tokenizer.pre_tokenizer, tokenizer.decoder = split, decoder
+    if pad is not None:  # not special: special tokens are left out of decoded texts
+        tokenizer.add_tokens([AddedToken(pad, normalized=False, special=False)])
+    if not set(STOP_STRINGS_PREFIX) <= set(alphabet):
+        tokenizer.add_tokens([AddedToken(STOP_STRINGS_PREFIX, normalized=False, special=False)])
     tokenizer.save(str(folder / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": block_size,
+        "pad_token": pad,
+        "added_tokens_decoder": {},  # without it, transformers makes the padding token special
+        "padding_side": "left",
+        "truncation_side": "left",
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
 
 
-def export_transformers(gpt: GPT, alphabet: str, folder: Path, unit: Unit = "char") -> None:
+def export_transformers(
+    gpt: GPT,
+    alphabet: str,
+    folder: Path,
+    unit: Unit = "char",
+    counts: Sequence[int] | None = None,
+) -> None:
     """Write config.json, model.safetensors, generation_config.json and the tokenizer's files.
 
-    The weights are written in float32. `folder` must not exist or must be empty. Raises UserError
-    for another folder, and if safetensors or tokenizers is not installed.
+    The weights are written in float32. `counts` (V,) are the numbers of occurrences of the
+    characters in the training text, if known; the rarest pads batches. `folder` must not exist or
+    must be empty. Raises UserError for another folder, and if safetensors or tokenizers is not
+    installed.
     """
     try:
         import tokenizers  # noqa: F401
@@ -119,6 +167,9 @@ def export_transformers(gpt: GPT, alphabet: str, folder: Path, unit: Unit = "cha
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(qwen3_config(gpt), indent=2))
     sampling: dict[str, Any] = {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "top_k": 0}
-    sampling |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    # A padding id here would mask that character in every prompt given without an attention mask.
+    sampling |= {"eos_token_id": None, "pad_token_id": None}
+    sampling["bos_token_id"] = alphabet.index(first_character(alphabet))
     (folder / "generation_config.json").write_text(json.dumps(sampling, indent=2))
-    write_tokenizer(alphabet, unit, folder)
+    pad = padding_character(alphabet, unit, counts)
+    write_tokenizer(alphabet, unit, folder, gpt.config.block_size, pad)

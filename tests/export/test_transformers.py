@@ -3,17 +3,25 @@
 import os
 import sys
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    TextIteratorStreamer,
+    TextStreamer,
+    pipeline,
+)
 
+from lightning_app.data.encoding import Unit
 from lightning_app.data.tokenizer import Tokenizer
 from lightning_app.errors import UserError
-from lightning_app.export.transformers import export_transformers
+from lightning_app.export.transformers import export_transformers, padding_character
 from lightning_app.model.gpt import GPT, GPTConfig
 
 TEXTS = [
@@ -58,9 +66,21 @@ def folders(tmp_path_factory):
     return made
 
 
+load_tokenizer = AutoTokenizer.from_pretrained
+
+
 @pytest.fixture(scope="module")
 def tokenizer(folders):
-    return AutoTokenizer.from_pretrained(folders["plain"])
+    return load_tokenizer(folders["plain"])
+
+
+def exported(alphabet: str, folder: Path, unit: Unit = "char"):
+    """Our tokenizer of an alphabet, and a small network and the tokenizer as transformers has
+    them."""
+    sizes = {"block_size": 24, "n_layer": 1, "n_head": 2, "n_embd": 16, "mlp_size": 16}
+    export_transformers(GPT(GPTConfig(vocab_size=len(alphabet), **sizes)), alphabet, folder, unit)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    return Tokenizer(alphabet, unit), model, load_tokenizer(folder)
 
 
 @every_kind
@@ -111,22 +131,188 @@ def test_the_exported_tokenizer_has_our_ids_and_decodes_to_the_text(text, tokeni
 
 
 def test_the_exported_tokenizer_has_a_token_for_each_character_and_no_other(tokenizer):
-    assert len(tokenizer) == len(ALPHABET)
+    assert len(tokenizer) == tokenizer.vocab_size == len(ALPHABET)
     assert tokenizer.get_vocab() == {c: i for i, c in enumerate(ALPHABET)}
-    assert tokenizer.all_special_tokens == []
+    assert not any(token.special for token in tokenizer.added_tokens_decoder.values())
 
 
 def test_a_character_outside_the_alphabet_is_an_error_not_a_gap(tokenizer):
-    assert "\u00df" not in ALPHABET
+    text = "a\u00dfb"
     with pytest.raises(Exception, match=r"(?i)unk"):
-        tokenizer("a\u00dfb")
+        tokenizer(text)
+    assert set(text) - set(tokenizer.get_vocab()) == {"\u00df"}  # as README says
 
 
-def test_an_exported_folder_carries_no_ids_that_end_or_pad_a_text(folders):
+def test_each_token_knows_its_place_in_the_text(tokenizer):
+    places = tokenizer("e\u0301 \n", return_offsets_mapping=True)["offset_mapping"]
+    assert places == [(0, 1), (1, 2), (2, 3), (3, 4)]
+
+
+def test_truncation_keeps_the_end_of_a_prompt_as_long_as_the_context(tokenizer):
+    text = "".join(TEXTS)
+    ids = tokenizer(text, truncation=True, return_tensors="pt")["input_ids"]
+    assert tokenizer.decode(ids[0]) == text[-network("plain").config.block_size :]
+
+
+def test_an_exported_folder_carries_no_ids_that_end_a_text_or_mask_a_character(folders):
     model = AutoModelForCausalLM.from_pretrained(folders["plain"])
     for config in (model.config, model.generation_config):
-        assert config.bos_token_id is None
         assert config.eos_token_id is None
+        assert config.pad_token_id is None
+
+
+@pytest.mark.parametrize(("alphabet", "first"), [("\n a", 0), (" a", 0), ("ab", 0), ("\t\n a", 1)])
+def test_a_text_without_a_prompt_starts_with_a_newline_if_there_is_one(alphabet, first, tmp_path):
+    _, model, _ = exported(alphabet, tmp_path / "out")
+    text = model.generate(max_new_tokens=3)
+    assert (text.shape, text[0, 0].item()) == ((1, 4), first)
+
+
+PROMPTS = ["O God", "caf\u00e9 caf\u00e9 caf\u00e9", "\n", "two  spaces, "]
+
+
+def new_ids(gpt: GPT, prompt: str, n: int) -> list[int]:
+    """The ids that our network chooses after a prompt by itself."""
+    idx = torch.from_numpy(Tokenizer(ALPHABET).encode(prompt))[None]
+    for _ in range(n):
+        idx = torch.cat((idx, gpt(idx)[:, -1:].argmax(dim=-1)), dim=1)
+    return idx[0, -n:].tolist()
+
+
+@every_kind
+@torch.no_grad()
+def test_a_text_in_a_batch_equals_the_text_of_our_network_alone(kind, folders):
+    gpt, folder = network(kind), folders[kind]
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), load_tokenizer(folder)
+    batch = tokenizer(PROMPTS, padding=True, return_tensors="pt")
+    assert batch["attention_mask"].sum(dim=1).tolist() == [len(p) for p in PROMPTS]
+    logits = model(**batch).logits
+    for row, prompt in zip(logits, PROMPTS, strict=True):
+        alone = gpt(torch.from_numpy(Tokenizer(ALPHABET).encode(prompt))[None])[0]
+        torch.testing.assert_close(row[-len(prompt) :], alone, rtol=1e-4, atol=1e-4)
+    expected = [new_ids(gpt, prompt, 6) for prompt in PROMPTS]
+    out = model.generate(**batch, do_sample=False, max_new_tokens=6)
+    assert out[:, batch["input_ids"].size(1) :].tolist() == expected
+    batched = pipeline("text-generation", str(folder))(
+        PROMPTS, batch_size=2, do_sample=False, max_new_tokens=6
+    )
+    texts = [made["generated_text"] for (made,) in batched]
+    ours = Tokenizer(ALPHABET)
+    assert texts == [p + ours.decode(e) for p, e in zip(PROMPTS, expected, strict=True)]
+
+
+def test_bytes_in_a_batch_are_those_of_a_text_alone(tmp_path):
+    alphabet = "".join(map(chr, range(256)))
+    _, model, tokenizer = exported(alphabet, tmp_path / "out", "byte")
+    prompts = ["caf\u00e9 \U0001f642", tokenizer.pad_token, "  \n\x00"]
+    batch = tokenizer(prompts, padding=True, return_tensors="pt")
+    together = model.generate(**batch, do_sample=False, max_new_tokens=4)[:, -4:]
+    for prompt, new in zip(prompts, together, strict=True):
+        ids = torch.tensor([list(prompt.encode())])
+        alone = model.generate(ids, do_sample=False, max_new_tokens=4)
+        assert alone[0, -4:].tolist() == new.tolist()
+
+
+def test_a_pipeline_says_nothing_and_returns_what_is_asked(folders, caplog, capfd):
+    generate = pipeline("text-generation", str(folders["plain"]))
+    capfd.readouterr()
+    for prompt in ("O ", ""):
+        (made,) = generate(prompt, max_new_tokens=5)
+        assert made["generated_text"].startswith(prompt)
+    (made,) = generate("O ", max_new_tokens=5, return_full_text=False)
+    assert len(made["generated_text"]) == 5
+    made = generate("O ", max_new_tokens=5, num_return_sequences=2)
+    assert [len(m["generated_text"]) for m in made] == [7, 7]
+    assert not caplog.records
+    assert capfd.readouterr() == ("", "")
+
+
+@torch.no_grad()
+def test_a_prompt_without_a_mask_keeps_its_padding_character(folders, tokenizer):
+    gpt, model = network("plain"), AutoModelForCausalLM.from_pretrained(folders["plain"])
+    prompt = "O " + tokenizer.pad_token + tokenizer.pad_token + "d"
+    ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+    out = model.generate(ids, do_sample=False, max_new_tokens=6)
+    assert out[0, ids.size(1) :].tolist() == new_ids(gpt, prompt, 6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("length", [1, 2])
+def test_a_stop_string_ends_a_text(length, folders, tokenizer):
+    model = AutoModelForCausalLM.from_pretrained(folders["plain"])
+    new = Tokenizer(ALPHABET).decode(new_ids(network("plain"), "O God", 10))
+    stop = new[3 : 3 + length]
+    out = model.generate(
+        **tokenizer("O God", return_tensors="pt"),
+        do_sample=False,
+        max_new_tokens=10,
+        stop_strings=[stop],
+        tokenizer=tokenizer,
+    )
+    assert tokenizer.decode(out[0]) == "O God" + new[: new.index(stop) + length]
+
+
+@pytest.mark.parametrize("stop", ["\n", "\u3002"])
+@pytest.mark.parametrize("unit", ["char", "byte"])
+def test_stop_strings_work_in_an_alphabet_without_latin_letters(stop, unit, tmp_path):
+    text = "\n\u4e2d\u6587\u3002"
+    alphabet = text if unit == "char" else text.encode().decode("latin-1")
+    ours, model, tokenizer = exported("".join(sorted(set(alphabet))), tmp_path / "out", unit)
+    ids = ours.encode(text + stop)  # the network writes the stop string, whatever it has learned
+    chosen = iter(ids.tolist() + [0] * 9)
+
+    def choose(input_ids, scores):
+        return torch.full_like(scores, -9.0).index_fill(1, torch.tensor([next(chosen)]), 9.0)
+
+    out = model.generate(
+        **tokenizer(text, return_tensors="pt"),
+        do_sample=False,
+        max_new_tokens=len(ids),
+        logits_processor=[choose],
+        stop_strings=[stop],
+        tokenizer=tokenizer,
+    )
+    assert tokenizer.decode(out[0]) == text + text[: text.index(stop) + 1]
+
+
+def test_streamers_give_the_text_as_it_is_generated(folders, tokenizer, capsys):
+    model = AutoModelForCausalLM.from_pretrained(folders["plain"])
+    inputs = tokenizer("O God", return_tensors="pt")
+    options = {"do_sample": False, "max_new_tokens": 10}
+    whole = tokenizer.decode(model.generate(**inputs, **options)[0])
+    parts = TextIteratorStreamer(tokenizer, skip_special_tokens=True)
+    model.generate(**inputs, **options, streamer=parts)
+    assert "".join(parts) == whole
+    model.generate(**inputs, **options, streamer=TextStreamer(tokenizer))
+    assert capsys.readouterr().out == whole + "\n"
+
+
+def test_a_saved_copy_of_the_folder_is_the_same(folders, tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    AutoModelForCausalLM.from_pretrained(folders["plain"]).save_pretrained(tmp_path)
+    copy, model = load_tokenizer(tmp_path), AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert copy.get_vocab() == tokenizer.get_vocab()
+    assert (copy.pad_token, copy.padding_side) == (tokenizer.pad_token, "left")
+    assert copy.decode(copy(ALPHABET)["input_ids"]) == ALPHABET
+    assert model.generation_config.to_dict().keys() >= {"bos_token_id", "temperature"}
+    weights, copied = (load_file(f / "model.safetensors") for f in (folders["plain"], tmp_path))
+    assert all(torch.equal(w, copied[name]) for name, w in weights.items())
+
+
+def test_the_rarest_character_pads_and_never_the_one_that_starts_a_text():
+    assert padding_character("\n abc", "char", [0, 9, 5, 1, 4]) == "b"
+    assert padding_character("\n abc", "char", None) == " "
+    assert padding_character("\n abc", "byte", None) == "a"
+    assert padding_character("\n\xe4\xb8", "byte", None) is None
+    assert padding_character("a", "char", None) is None
+
+
+@pytest.mark.parametrize(("alphabet", "unit"), [("a", "char"), ("\n\xad\xb8\xe4", "byte")])
+def test_an_alphabet_without_a_padding_character_can_still_be_exported(alphabet, unit, tmp_path):
+    ours, model, tokenizer = exported(alphabet, tmp_path / "out", unit)
+    text = "\u4e2d\n" if unit == "byte" else alphabet
+    assert tokenizer(text)["input_ids"] == ours.encode(text).tolist()
+    assert model.generate(**tokenizer(text, return_tensors="pt"), max_new_tokens=2).size(1) > 2
 
 
 def test_an_exported_network_samples_when_asked_for_nothing(folders):

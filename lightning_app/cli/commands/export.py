@@ -20,7 +20,8 @@ def main(argv: list[str]) -> int:
     config = make_parser().parse_args(rest)
     trained = load_run(config, configs).trained
     tokenizer = trained.tokenizer
-    export_transformers(trained.gpt, tokenizer.alphabet, Path(config.to), tokenizer.unit)
+    counts = trained.info["counts"]
+    export_transformers(trained.gpt, tokenizer.alphabet, Path(config.to), tokenizer.unit, counts)
     print(f"wrote {config.to}; open it with transformers:")
     print(f'  AutoModelForCausalLM.from_pretrained("{config.to}")')
     print(f'  AutoTokenizer.from_pretrained("{config.to}")')

@@ -21,6 +21,8 @@ def test_the_exported_network_has_the_loss_that_validate_says(in_trained, main, 
     tokenizer = transformers.AutoTokenizer.from_pretrained(to)
     text = (in_trained / "text.txt").read_text()
     first, last = int(len(text) * 0.9), int(len(text) * 0.95)
+    training = text[:first]
+    assert training.count(tokenizer.pad_token) == min(map(training.count, set(training)))
     ids = torch.tensor(tokenizer(text)["input_ids"])
     total = 0.0
     with torch.no_grad():
