@@ -1,7 +1,8 @@
 """Every use of private or undocumented parts of Lightning, with its reason and a test.
 
-One more is where a base class needs it: `FitCLI._set_seed` in cli/commands/fit_options.py. Nothing
-here imports Lightning, so that lower layers may use it.
+Others are where a base class needs them: `FitCLI._set_seed` in cli/commands/fit_options.py, and the
+hooks of `CsvTable` in training/csv_table.py. Nothing here imports Lightning, so that lower layers
+may use it.
 """
 
 from datetime import timedelta
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
+    from lightning.pytorch.loggers import CSVLogger
+    from lightning.pytorch.loggers.csv_logs import ExperimentWriter
     from lightning.pytorch.strategies import ModelParallelStrategy
     from torch import Tensor
 
@@ -84,3 +87,15 @@ def limit_waiting(trainer: "Trainer", limit: timedelta) -> None:
     accepts a limit only with a strategy that is built by hand."""
     if hasattr(trainer.strategy, "_timeout"):
         trainer.strategy._timeout = limit
+
+
+def set_default_version(logger: "CSVLogger", version: str) -> None:
+    """The folder of a CSVLogger's table, unless one was given. Lightning would begin another each
+    time."""
+    if logger._version is None:
+        logger._version = version
+
+
+def set_csv_writer(logger: "CSVLogger", writer: "ExperimentWriter") -> None:
+    """What writes a CSVLogger's table. Lightning's own deletes a table that exists."""
+    logger._experiment = writer

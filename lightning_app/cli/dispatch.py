@@ -13,7 +13,7 @@ import warnings
 from itertools import pairwise
 
 from lightning_app.cli.explain import explain
-from lightning_app.errors import UserError
+from lightning_app.errors import UserError, program
 
 COMMANDS = {
     "fit": "train a run; the same command again resumes it",
@@ -23,13 +23,13 @@ COMMANDS = {
     "inspect": "describe a text before training on it",
     "export": "write a run's network as a folder that transformers can load",
 }
-USAGE = """usage: python main.py COMMAND [options]
+USAGE = """usage: {program} COMMAND [options]
 
 {commands}
 
-  python main.py fit --config configs/gpt_char.yaml
-  python main.py predict --prompt "O God, O God!"
-  python main.py COMMAND --help     the options of a command
+  {program} fit --config configs/gpt_char.yaml
+  {program} predict --prompt "O God, O God!"
+  {program} COMMAND --help     the options of a command
 """
 
 
@@ -65,7 +65,7 @@ def dispatch(argv: list[str]) -> int:
     """Run the command that `argv` begins with. Raises UserError for an unknown one."""
     if not argv or argv[0] in ("-h", "--help", "help"):
         rows = "\n".join(f"  {name:10}{what}" for name, what in COMMANDS.items())
-        print(USAGE.format(commands=rows))
+        print(USAGE.format(program=program(), commands=rows))
         return 0 if argv else 2
     command, rest = argv[0], argv[1:]
     if command not in COMMANDS:

@@ -1,11 +1,14 @@
 """Shared by the commands that use a trained run: find its checkpoint, load it, rebuild its data."""
 
+import os
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_app.cli.configs import read_configs, run_name
 from lightning_app.cli.parsing import Parser
+from lightning_app.data.corpora import find_corpus
 from lightning_app.data.splits import TextSource
 from lightning_app.errors import UserError
 from lightning_app.runs.checkpoint import TrainedModel, load
@@ -59,6 +62,13 @@ def rebuild_data(
     from lightning_app.data.datamodule import CharDataModule
 
     source = trained.source(**{k: v for k, v in given.items() if k in TextSource.names()})
+    if "corpus" not in given and os.path.isabs(source.corpus):
+        try:
+            find_corpus(source.corpus)
+        except UserError as error:
+            raise UserError(
+                f"{error}; if the run's text is elsewhere now, give its path: --data.corpus PATH"
+            ) from None
     sizes = {
         "block_size": trained.gpt.config.block_size,
         "batch_size": trained.data.get("batch_size", 32),
@@ -78,6 +88,6 @@ def rebuild_data(
     if "corpus" not in given and data.text.fingerprint != trained.data["fingerprint"]:
         raise UserError(
             f"the corpus {source.corpus} has changed since the run was trained; to score it as it "
-            f"is now: --data.corpus {source.corpus}"
+            f"is now: --data.corpus {shlex.quote(source.corpus)}"
         )
     return data

@@ -1,5 +1,6 @@
 """CharDataModule: a text, by name or path, as batches of character windows."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -142,6 +143,7 @@ class CharDataModule(L.LightningDataModule):
         """What a checkpoint stores, so that the same data can be found and recognised."""
         return {
             "corpus": self.split_text.corpus.name,
+            "folder": os.getcwd(),  # a corpus below it may move together with it
             "splits": self.source.splits,
             "hold_out": self.source.hold_out,
             "unit": self.unit,

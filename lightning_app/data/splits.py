@@ -72,6 +72,10 @@ class TextSource:
         """
         corpus = find_corpus(self.corpus, Path(self.data_dir))
         text = encode_files(corpus.files, Path(self.data_dir) / "cache", self.unit or corpus.unit)
+        return self.split(corpus, text)
+
+    def split(self, corpus: Corpus, text: EncodedText) -> SplitText:
+        """A corpus that has been encoded, split."""
         starts = text.starts if corpus.snap or self.hold_out == "files" else None
         return SplitText(corpus, text, split_bounds(len(text.ids), self.splits, starts))
 

@@ -24,8 +24,9 @@ from lightning_app.data.encoding import EncodedText, Unit
 from lightning_app.files import atomic_write, lock_file
 
 MAX_TRAIN_BYTES, MAX_HELD_OUT_BYTES = 20_000_000, 5_000_000  # of a text: more takes minutes
+MIN_HELD_OUT = 500  # characters; of fewer, a compressor's whole bytes say little
 MAX_ORDER = 16  # of the n-gram models
-CACHE_FORMAT = 1  # results of another format are measured again
+CACHE_FORMAT = 2  # results of another format are measured again
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def kneser_ney(
             suffix[gram] = shorter[0]
             predecessors = np.bincount(suffix[count > 0], minlength=shorter[0].max() + 1)
             lower = interpolate(predecessors, *shorter)
-        losses.append(float(-np.log(interpolate(count, gram, context)).mean()))
+        losses.append(abs(float(np.log(interpolate(count, gram, context)).mean())))  # never -0
         if len(losses) > 1 and losses[-1] >= losses[-2]:
             break
         shorter = gram, context
@@ -188,7 +189,10 @@ def n_gram_baselines(ids: NDArray[np.integer], split: int, vocab_size: int) -> l
 def compressor_baseline(
     name: str, compress: Callable[[bytes], bytes], train: bytes, held: bytes, n: int
 ) -> Baseline:
-    """A compressor's loss on the n characters of `held`; none if its package is missing."""
+    """A compressor's loss on the n characters of `held`; none if they are fewer than MIN_HELD_OUT,
+    or its package is missing."""
+    if n < MIN_HELD_OUT:
+        return Baseline(name, None, 0.0, f"not measured on fewer than {MIN_HELD_OUT} characters")
     start = time.thread_time()
     nats, note = None, ""
     try:

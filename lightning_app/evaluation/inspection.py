@@ -14,7 +14,12 @@ import numpy as np
 
 from lightning_app.data.encoding import CHUNK_SIZE, EncodedText, count_ids
 from lightning_app.data.splits import SplitText
-from lightning_app.evaluation.baselines import Baselines, baseline_table, cached_baselines
+from lightning_app.evaluation.baselines import (
+    MIN_HELD_OUT,
+    Baselines,
+    baseline_table,
+    cached_baselines,
+)
 from lightning_app.evaluation.overlap import WindowIndex, covered_characters, find_windows, passages
 
 RARE_COUNT = 10  # a character with fewer occurrences is hardly learned
@@ -316,6 +321,10 @@ def split_lines(inspection: Inspection) -> list[str]:
 
 
 def repetition_lines(repetitions: Sequence[Repetition]) -> list[str]:
+    if not repetitions:
+        return [
+            f"repeated    not searched: no two splits have {PASSAGE_LENGTH} or more characters each"
+        ]
     lines = [
         f"repeated    passages of {PASSAGE_LENGTH} or more characters that occur in two splits"
     ]
@@ -335,10 +344,15 @@ def baseline_lines(inspection: Inspection) -> list[str]:
         return []
     val = inspection.splits[1]
     lowest = min(b.nats for b in baselines.results if b.nats is not None)
+    lesson = f"a network is useful if its loss is below {lowest:.3f} nats per character"
+    if baselines.held < MIN_HELD_OUT:
+        lesson = f"on fewer than {MIN_HELD_OUT} characters these figures depend on chance"
+    elif lowest < 0.0005:
+        lesson = "a network cannot be better than the first of these: the text repeats itself"
     return [
         "",
         f"{baselines.held:,} characters of {'val' if val.last > val.first else 'test'}, given "
         f"{baselines.train:,} of train",
         *baseline_table(baselines),
-        f"a network is useful if its loss is below {lowest:.3f} nats per character",
+        lesson,
     ]

@@ -6,6 +6,7 @@ container of them: it loads with `weights_only=True`.
 """
 
 import errno
+import glob
 import os
 import pickletools
 import secrets
@@ -181,6 +182,7 @@ class TrainedModel:
     arguments: dict[str, Any]  # of CharGPT, those that define the network
     data: dict[str, Any]  # CharDataModule's state; empty if another datamodule was used
     generation: dict[str, Any]  # default options
+    path: Path | None = None  # the file
 
     @property
     def unigram(self) -> np.ndarray | None:
@@ -194,7 +196,27 @@ class TrainedModel:
         """
         if not self.data and "corpus" not in given:
             raise UserError("the checkpoint does not name its text; give --data.corpus")
+        if "corpus" not in given:
+            given["corpus"] = self.find_text(self.data["corpus"])
         return TextSource.of(self.data | {"unit": self.tokenizer.unit} | given)
+
+    def find_text(self, corpus: str) -> str:
+        """Where the text is now that in training was `corpus`: a name, an absolute path or a glob.
+
+        A text below the folder in which `fit` ran is looked for at the same place below the folder
+        whose logs/ has the checkpoint, then where it was, then below the working folder.
+        """
+        folder = self.data.get("folder")
+        if self.path is None or folder is None or not Path(corpus).is_relative_to(folder):
+            return corpus
+        relative = Path(corpus).relative_to(folder)
+        parents = Path(os.path.abspath(self.path)).parents  # checkpoints, the run, logs, ...
+        own = [parents[3]] if len(parents) > 3 and parents[2].name == "logs" else []
+        for place in (*own, folder, os.getcwd()):
+            path = os.path.join(place, relative)
+            if os.path.exists(path) or glob.glob(path, recursive=True):
+                return path
+        return corpus
 
     def generate(self, prompt: str = "", *, seed: int | None = None, **options: Any) -> str:
         """The prompt and its continuation by the network.
@@ -250,7 +272,7 @@ def load(path: str | Path) -> TrainedModel:
     except (*CORRUPT_ERRORS, AssertionError, UserError) as error:
         first = str(error).split("\n")[0][:120]
         raise UserError(f"{path} is damaged: {first}; use another checkpoint of the run") from None
-    return TrainedModel(gpt.eval(), tokenizer, info, arguments, data, generation)
+    return TrainedModel(gpt.eval(), tokenizer, info, arguments, data, generation, path)
 
 
 def network_arguments(state: dict[str, Any]) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 import difflib
 import os
 import re
+import shlex
 from datetime import datetime
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from lightning_app.errors import UserError
+from lightning_app.errors import UserError, program
 from lightning_app.files import lock_file
 
 LOGS = Path("logs")
@@ -36,10 +37,10 @@ def newest_run() -> str:
     if not found and (unfinished := known_runs()):
         raise UserError(
             f"run {unfinished[0]} has no best.ckpt before its first validation; train it "
-            f"further, or use --run {unfinished[0]} --ckpt_path last"
+            f"further, or use --run {shlex.quote(unfinished[0])} --ckpt_path last"
         )
     if not found:
-        raise UserError(f"no trained run under {LOGS}/; train one: python main.py fit")
+        raise UserError(f"no trained run under {LOGS}/; train one: {program()} fit")
     return found[-1].parent.parent.name
 
 
@@ -55,7 +56,11 @@ def find_checkpoint(ckpt_path: str | None, run: str | None) -> Path:
     if not path.is_file():
         runs = sorted({*known_runs()} - {run})
         near = difflib.get_close_matches(run, runs, n=1)
-        hint = f"did you mean --run {near[0]}?" if near else f"runs: {', '.join(runs) or 'none'}"
+        hint = (
+            f"did you mean --run {shlex.quote(near[0])}?"
+            if near
+            else f"runs: {', '.join(runs) or 'none'}"
+        )
         if path.with_name("last.ckpt").is_file():
             hint = "--ckpt_path last is there"
         what = f"run {run} has no" if (LOGS / run).is_dir() else f"there is no run {run}, so no"
@@ -82,14 +87,13 @@ def lock_run(run: str) -> FileLock:
     return held
 
 
-def set_aside(run: str) -> Path | None:
-    """Rename a run's folder: the time is added. Returns the new path, or None without a folder."""
-    folder = LOGS / run
-    if not folder.exists():
+def set_aside(path: Path) -> Path | None:
+    """Add the time to the name of a folder or file. Returns the new path, or None without one."""
+    if not path.exists():
         return None
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    aside, n = LOGS / f"{run}.{stamp}", 1
+    aside, n = path.with_name(f"{path.name}.{stamp}"), 1
     while aside.exists():
-        aside, n = LOGS / f"{run}.{stamp}.{n}", n + 1
-    os.replace(folder, aside)
+        aside, n = path.with_name(f"{path.name}.{stamp}.{n}"), n + 1
+    os.replace(path, aside)
     return aside

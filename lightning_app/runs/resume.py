@@ -43,6 +43,8 @@ MAY_CHANGE = ("max_steps", "replace_names", "dropout", "optim", "patience", "int
 # The run is resumed, but not bit for bit as it would have continued.
 INEXACT = ("device", "precision", "torch", "threads", "compile", "processes", "accumulate")
 
+BUILT_IN_STOP = "StopWithoutImprovement"  # the callback of --early_stopping_patience
+
 
 @dataclass
 class Differences:
@@ -209,6 +211,11 @@ def finished_reason(old: dict[str, Any], new: dict[str, Any]) -> str | None:
             f"to continue: --trainer.max_steps {step + max(1, step // 2)}"
         )
     if old["stopped_early"] and patience is not None and patience <= (old["patience"] or 0):
+        if new["patience_of"] != BUILT_IN_STOP:
+            return (
+                f"stopped early at step {step:,} by {new['patience_of']}; to continue, give it a "
+                f"patience of more than {old['patience']}, or leave it out"
+            )
         return (
             f"stopped early at step {step:,}: no better val/loss for {old['patience']} "
             f"validations; to continue: --early_stopping_patience {2 * old['patience']}"

@@ -1,5 +1,6 @@
 """FSDP2: every process keeps a part of the network."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lightning_app.lightning_internals import spread_data_over_processes
 from lightning_app.model.gpt import GPT
+from lightning_app.runs.checkpoint import read_checkpoint
 
 
 def shard(gpt: GPT, mesh: DeviceMesh) -> None:
@@ -38,6 +40,21 @@ def copy_weights(weights: dict[str, Tensor], module: nn.Module) -> None:
         p.copy_(shard_like(weights[name], p))
 
 
+def load_optimizer(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    """Restore an optimizer of sharded parameters from the state_dict of one with full tensors.
+
+    Parameters are matched by their position in the groups, because their ids differ: a sharded
+    optimizer is saved with those of the network's order, any other with those of its groups.
+    """
+    ids = [i for group in state["param_groups"] for i in group["params"]]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    moments = {
+        i: {k: shard_like(x, p) if x.shape == p.shape else x for k, x in state["state"][i].items()}
+        for i, p in zip(ids, parameters, strict=True)
+    }
+    optimizer.load_state_dict({"state": moments, "param_groups": state["param_groups"]})
+
+
 class ShardedStrategy(ModelParallelStrategy):
     """--trainer.strategy sharded: every process reads its own windows and keeps its part of the
     network (FSDP2), also on a CPU. A checkpoint is one file, as with other strategies."""
@@ -48,6 +65,20 @@ class ShardedStrategy(ModelParallelStrategy):
     def setup_environment(self) -> None:
         spread_data_over_processes(self)
         super().setup_environment()
+
+    def load_checkpoint(
+        self, checkpoint_path: str | Path, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Restore network and optimizers, also from a run without this strategy.
+
+        Returns the rest of the checkpoint. Raises UserError for a file that is not one of ours.
+        """
+        checkpoint = read_checkpoint(Path(self.broadcast(checkpoint_path)))
+        assert self.model is not None
+        copy_weights(checkpoint.pop("state_dict"), self.model)
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=False):
+            load_optimizer(state, optimizer)
+        return checkpoint
 
 
 StrategyRegistry.register("sharded", ShardedStrategy)

@@ -15,7 +15,7 @@ from lightning_app.cli.trainer_flags import add_trainer_flags, make_trainer
 from lightning_app.data.batches import EvalBatches
 from lightning_app.data.datamodule import CharDataModule
 from lightning_app.data.splits import TextSource
-from lightning_app.errors import UserError
+from lightning_app.errors import UserError, program
 from lightning_app.evaluation.baselines import baseline_table, cached_baselines
 from lightning_app.evaluation.dynamic import DynamicOptions, dynamic_loss
 from lightning_app.evaluation.metrics import loss_metrics
@@ -27,7 +27,7 @@ from lightning_app.training.module import CharGPT
 
 class EvaluateParser(Parser):
     def __init__(self, command: str) -> None:
-        super().__init__(prog=f"main.py {command}", description=__doc__)
+        super().__init__(prog=f"{program()} {command}", description=__doc__)
         add = self.add_argument
         add_run_arguments(self)
         add(
@@ -162,6 +162,8 @@ def describe_context(evaluate: str, data: CharDataModule) -> str:
 
 
 def announce(run: LoadedRun, data: CharDataModule, batches: EvalBatches) -> None:
+    if data.text.fingerprint != run.trained.data.get("fingerprint"):
+        print("this is not the text that the run was trained on", file=sys.stderr)
     print(
         f"scoring {run.path} ({checkpoint_summary(run.trained.info)}) on characters "
         f"{batches.first:,} to {batches.last:,} of {data.source.corpus}",

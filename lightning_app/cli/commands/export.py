@@ -5,11 +5,12 @@ from pathlib import Path
 from lightning_app.cli.configs import split_configs
 from lightning_app.cli.loading import add_run_arguments, load_run
 from lightning_app.cli.parsing import Parser
+from lightning_app.errors import program
 from lightning_app.export.transformers import export_transformers
 
 
 def make_parser() -> Parser:
-    parser = Parser(prog="main.py export", description=__doc__)
+    parser = Parser(prog=f"{program()} export", description=__doc__)
     add_run_arguments(parser)
     parser.add_argument("--to", type=str, required=True, help="The folder to write; new or empty.")
     return parser

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -24,7 +24,7 @@ from lightning_app.cli.configs import find_config, split_configs
 from lightning_app.cli.explain import explain
 from lightning_app.errors import UserError
 from lightning_app.files import atomic_write
-from lightning_app.lightning_internals import limit_waiting
+from lightning_app.lightning_internals import limit_waiting, set_csv_writer
 from lightning_app.runs.checkpoint import (
     CORRUPT_ERRORS,
     SECTION,
@@ -42,6 +42,7 @@ from lightning_app.runs.resume import (
     finished_reason,
     refusal,
 )
+from lightning_app.training.csv_table import CsvTable
 from lightning_app.training.optimizer import parameter_groups
 from lightning_app.training.signals import Interrupted
 
@@ -60,11 +61,12 @@ def main(argv: list[str]) -> int:
             print("\n".join(screens.lines_if_finished(request.run, reason, start)))
             return 0
         report(*screens.lines_before(request, start, job))
-        prepare_folder(request, job)
+        prepare_folder(request, start, job)
         wait_for_machines(job.trainer)
         train(request, start, job)
         if is_main() and not request.dev_run:
-            print("\n".join(screens.lines_after(request, job, time.perf_counter() - began)))
+            seconds = time.perf_counter() - began
+            print("\n".join(screens.lines_after(request, start, job, seconds)))
     return 0
 
 
@@ -145,16 +147,24 @@ def check_resume(request: FitRequest, start: Start, job: Job) -> str | None:
     return None
 
 
-def prepare_folder(request: FitRequest, job: Job) -> None:
-    """Create the run's folder and its config.yaml; with --fresh, rename the old folder first."""
+def prepare_folder(request: FitRequest, start: Start, job: Job) -> None:
+    """Create the run's folder and its config.yaml; with --fresh, rename the old folder first.
+
+    A table of CSVLogger is continued if the run is resumed; otherwise an old one is renamed.
+    """
     if request.dev_run or not is_main():
         return
-    if request.config.fresh and (aside := set_aside(request.run)):
+    if request.config.fresh and (aside := set_aside(request.folder)):
         report(f"           the old folder is now {aside}")
     text = request.config_yaml()
     with atomic_write(request.folder / "config.yaml") as file:
         file.write(text.encode())
     for logger in job.trainer.loggers:
+        if isinstance(logger, CSVLogger):
+            table = Path(logger.log_dir) / "metrics.csv"
+            if start.state is None and (aside := set_aside(table)):
+                report(f"           the old table is now {aside}")
+            set_csv_writer(logger, CsvTable(logger.log_dir, start.step))
         if isinstance(logger, TensorBoardLogger):
             sorted_text = yaml.safe_dump(yaml.safe_load(text))
             block = "".join(f"    {x}\n" for x in sorted_text.split("\n"))  # code, in Markdown

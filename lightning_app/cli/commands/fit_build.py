@@ -8,8 +8,8 @@ import torch
 from jsonargparse import Namespace
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, ProgressBar
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ProgressBar
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 
 from lightning_app import hardware
@@ -18,6 +18,7 @@ from lightning_app.cli.parsing import instantiate
 from lightning_app.cli.trainer_flags import check_callbacks, make_trainer
 from lightning_app.data.datamodule import CharDataModule
 from lightning_app.errors import UserError
+from lightning_app.lightning_internals import set_default_version
 from lightning_app.model.gpt import GPTConfig
 from lightning_app.runs.checkpoint import TrainedModel
 from lightning_app.runs.finetuning import inherit
@@ -147,6 +148,9 @@ def loggers(request: FitRequest, given: Any, step: int) -> list[Logger]:
     Raises UserError if wandb is wanted and not installed.
     """
     chosen: list[Logger] = [] if given in (None, True, False) else as_list(given)
+    for logger in chosen:
+        if isinstance(logger, CSVLogger):
+            set_default_version(logger, request.run)
     if given in (None, True):
         # steps after the checkpoint are trained again, and logged again
         purge = step + 1 if step else 0
@@ -210,6 +214,8 @@ def describer(
 
     def describe(trainer: Trainer) -> dict[str, Any]:
         accumulate = trainer.accumulate_grad_batches
+        stops = [c for c in trainer.early_stopping_callbacks if isinstance(c, EarlyStopping)]
+        first = min(stops, key=lambda stop: stop.patience, default=None)
         return {
             "network": network,
             "corpus": data.split_text.corpus.name,
@@ -235,7 +241,8 @@ def describer(
                 "checkpoint_every_seconds": config.checkpoint_every_seconds,
             },
             "logger": ", ".join(type(x).__name__ for x in trainer.loggers) or "none",
-            "patience": config.early_stopping_patience,
+            "patience": first and first.patience,
+            "patience_of": type(first).__name__ if first else None,
             "origin": origin,
             "device": accelerator,
             "precision": str(trainer.precision),

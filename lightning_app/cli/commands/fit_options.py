@@ -15,6 +15,7 @@ from lightning_app.cli.configs import config_arguments, read_configs, run_name
 from lightning_app.cli.parsing import FriendlyErrors, Seed
 from lightning_app.cli.trainer_flags import check_flags
 from lightning_app.data.datamodule import CharDataModule
+from lightning_app.errors import program
 from lightning_app.generation.sampling import GenerateOptions
 from lightning_app.runs.folders import LOGS
 from lightning_app.training.module import CharGPT
@@ -42,7 +43,7 @@ NOT_SAVED = ("config", "run", "fresh", "debug", "ckpt_path")  # left out of a ru
 
 class FitParser(FriendlyErrors, LightningArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs | {"prog": "main.py fit", "description": DESCRIPTION})
+        super().__init__(*args, **kwargs | {"prog": f"{program()} fit", "description": DESCRIPTION})
 
 
 class FitCLI(LightningCLI):

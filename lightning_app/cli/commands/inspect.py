@@ -6,11 +6,12 @@ from dataclasses import asdict
 from lightning_app.cli.configs import config_group, split_configs
 from lightning_app.cli.parsing import Parser, instantiate
 from lightning_app.data.splits import TextSource
+from lightning_app.errors import program
 from lightning_app.evaluation.inspection import inspect_text, inspection_lines
 
 
 def make_parser() -> Parser:
-    parser = Parser(prog="main.py inspect", description=__doc__)
+    parser = Parser(prog=f"{program()} inspect", description=__doc__)
     parser.add_class_arguments(TextSource, "data")
     add = parser.add_argument
     add(

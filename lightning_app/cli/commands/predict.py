@@ -17,7 +17,7 @@ from lightning_app.cli.configs import config_group, split_configs
 from lightning_app.cli.loading import add_run_arguments, load_run
 from lightning_app.cli.parsing import Parser, instantiate
 from lightning_app.data.splits import SplitText
-from lightning_app.errors import UserError
+from lightning_app.errors import UserError, program
 from lightning_app.evaluation.overlap import COPY_LENGTH, WindowIndex, find_windows, passages
 from lightning_app.generation.cpu_engine import WeightFormat
 from lightning_app.generation.generate import MAX_BATCH, generate_text
@@ -28,7 +28,7 @@ SEPARATOR = "---"
 
 
 def make_parser(with_trainer_flags: bool = False) -> Parser:
-    parser = Parser(prog="main.py predict", description=__doc__)
+    parser = Parser(prog=f"{program()} predict", description=__doc__)
     add = parser.add_argument
     add_run_arguments(parser)
     add(

@@ -1,11 +1,16 @@
 """What `fit` prints before and after training."""
 
+import math
 import shlex
+from dataclasses import replace
 from datetime import timedelta
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from lightning.pytorch.loggers import TensorBoardLogger
+
 from lightning_app import hardware
+from lightning_app.errors import program
 from lightning_app.evaluation.metrics import loss_metrics
 from lightning_app.runs.checkpoint import SECTION, load
 from lightning_app.runs.folders import LOGS
@@ -18,24 +23,52 @@ if TYPE_CHECKING:
     from lightning_app.cli.commands.fit_options import FitRequest
     from lightning_app.runs.resume import Start
 
-LONG_VALIDATION = (
-    "           each validation takes longer than the training before it; to hold out less:",
-    "           --data.splits [0.998,0.001,0.001]",
-)
+SMALLER_SPLITS = ([0.99, 0.005, 0.005], [0.998, 0.001, 0.001])
 BUSY = "           other programs use {:.0%} of the processors now, which slows the training down"
 
 
-def validation_is_long(job: "Job", interval: int, limit: float | int | None) -> bool:
-    """Whether a validation takes longer than the training between two validations.
+def training_time(characters: float, job: "Job") -> float:
+    """The batches that take as long to train on as a validation of so many characters.
 
     Scoring a character takes a third of the time of training on it, and an equally long part of the
     training text is scored too.
     """
-    if isinstance(limit, int):
-        return False
-    first, last = job.data.bounds["val"]
     batch = job.data.batch_size * job.trainer.world_size * job.data.block_size
-    return 2 * (last - first) / 3 > interval * batch
+    return 2 * characters / 3 / batch
+
+
+def long_validation(job: "Job", interval: int, resumed: bool) -> list[str]:
+    """Lines with a remedy if a validation takes longer than the training between two validations.
+
+    Smaller splits are suggested only where they leave something to validate and test on: of some
+    corpora complete files are held out. A run that is resumed cannot change its splits.
+    """
+    limit = job.trainer.limit_val_batches
+    if isinstance(limit, int):  # a number of batches, which may be 0
+        return []
+    first, last = job.data.bounds["val"]
+    needed = training_time((last - first) * limit, job)
+    if needed <= interval:
+        return []
+    accumulate = job.trainer.accumulate_grad_batches
+    remedy = (
+        f"less often: --trainer.val_check_interval {math.ceil(needed / accumulate) * accumulate}"
+    )
+    for splits in () if resumed else SMALLER_SPLITS:
+        source = replace(job.data.source, splits=splits)
+        bounds = source.split(job.data.split_text.corpus, job.data.text).bounds
+        sizes = [b - a for a, b in bounds.values()]
+        if all(sizes) and training_time(sizes[1] * limit, job) <= interval:
+            remedy = f"on less text: --data.splits {splits}".replace(", ", ",")
+            break
+    return [
+        "           each validation takes longer than the training before it; to validate",
+        f"           {remedy}",
+    ]
+
+
+def has_tensorboard(job: "Job") -> bool:
+    return any(isinstance(logger, TensorBoardLogger) for logger in job.trainer.loggers)
 
 
 def lines_before(request: "FitRequest", start: "Start", job: "Job") -> list[str]:
@@ -53,7 +86,9 @@ def lines_before(request: "FitRequest", start: "Start", job: "Job") -> list[str]
     if on_cpu and facts["precision"].startswith("bf16") and not hardware.multiplies_bf16("cpu"):
         how += " (bfloat16 is emulated here, slowly; 32-true is faster)"
     units = "bytes" if data.unit == "byte" else "characters"
-    long = validation_is_long(job, flags.val_check_interval, flags.limit_val_batches)
+    resumed = start.state is not None
+    long = [] if request.dev_run else long_validation(job, flags.val_check_interval, resumed)
+    watch = f" (watch it: tensorboard --logdir {LOGS})" if has_tensorboard(job) else ""
     return [
         f"corpus     {data.source.corpus}: {len(data.text.ids):,} {units} ({sizes})",
         *(f"           {note}" for note in data.text.notes),
@@ -64,8 +99,8 @@ def lines_before(request: "FitRequest", start: "Start", job: "Job") -> list[str]
         f"training   {steps:,} steps of {facts['global_batch'] * facts['block_size']:,} "
         f"{units}, {time_needed}",
         *([BUSY.format(busy)] if busy > 0.25 else ()),
-        *(LONG_VALIDATION if long else ()),
-        f"run        {request.folder} (watch it: tensorboard --logdir {LOGS})"
+        *long,
+        f"run        {request.folder}{watch}"
         if not request.dev_run
         else "run        none: fast_dev_run writes no files",
     ]
@@ -89,15 +124,19 @@ def lines_if_finished(run: str, reason: str, start: "Start") -> list[str]:
     return lines
 
 
-def lines_after(request: "FitRequest", job: "Job", seconds: float) -> list[str]:
+def lines_after(request: "FitRequest", start: "Start", job: "Job", seconds: float) -> list[str]:
     """The lines after training: metrics, the checkpoint, a sample, and the next commands."""
     best, steps = job.checkpoints.best, job.trainer.global_step
     how, more = f"finished: {steps:,}", ""
     if job.checkpoints.stopped_early:
         how = f"stopped early after {steps:,}"
-    elif steps < job.trainer.max_steps:  # by max_time, or a user's callback
+    elif steps < job.trainer.max_steps:
         how = f"stopped after {steps:,} of {job.trainer.max_steps:,}"
-        more = "; the same command resumes it"
+        more = "; a callback of --trainer.callbacks stopped it"
+        if request.config.trainer.max_time is not None:
+            more = "; the same command resumes it"
+        if steps == start.step:
+            more = ": --trainer.max_time or a callback leaves no time for a step"
     lines = [f"run {request.run} {how} steps, {seconds / 60:.1f} minutes{more}", ""]
     path = request.folder / "checkpoints" / "best.ckpt"
     if not best or not path.exists():
@@ -118,8 +157,10 @@ def lines_after(request: "FitRequest", job: "Job", seconds: float) -> list[str]:
     prompt = "\n" if "\n" in trained.tokenizer.ids else ""
     text = trained.generate(prompt, seed=request.config.seed_everything, max_new_tokens=300)
     example = "O God, O God!"
-    if job.data.source.corpus not in ("shakespeare", "tiny_shakespeare"):
+    if job.data.split_text.corpus.name not in ("shakespeare", "tiny_shakespeare"):
         example = example_prompt(trained.tokenizer.drop_invalid(text))
+    first, last = job.data.bounds["test"]
+    score = "test" if last > first else "validate"
     return [
         *lines,
         "",
@@ -128,7 +169,8 @@ def lines_after(request: "FitRequest", job: "Job", seconds: float) -> list[str]:
         "-" * 60,
         "",
         "next:",
-        *next_commands(request.run, example),
+        *next_commands(request.run, example, score),
+        *([f"  tensorboard --logdir {LOGS}"] if has_tensorboard(job) else []),
     ]
 
 
@@ -143,11 +185,10 @@ def example_prompt(text: str) -> str:
     return next(filter(None, printable), "")[:20].strip()
 
 
-def next_commands(run: str, prompt: str) -> list[str]:
-    """What to type after training, quoted for a POSIX shell."""
+def next_commands(run: str, prompt: str, score: str) -> list[str]:
+    """What to type after training, quoted for a POSIX shell; `score` is test or validate."""
     name = shlex.quote(run)
     return [
-        f"  python main.py predict --run {name} --prompt {shlex.quote(prompt)}",
-        f"  python main.py test --run {name}",
-        f"  tensorboard --logdir {LOGS}",
+        f"  {program()} predict --run {name} --prompt {shlex.quote(prompt)}",
+        f"  {program()} {score} --run {name}",
     ]

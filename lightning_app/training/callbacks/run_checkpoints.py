@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
@@ -74,8 +75,9 @@ class RunCheckpoints(Checkpoint):
         if trainer.state.fn != TrainerFn.FITTING or dev_run(trainer):
             return
         loss = pl_module.eval_metrics["val/loss"]
-        stops = [c for c in trainer.early_stopping_callbacks if isinstance(c, EarlyStopping)]
-        self.stopped_early = any(c.stopped_epoch or c.wait_count >= c.patience for c in stops)
+        self.stopped_early = any(
+            c.stopping_reason != EarlyStoppingReason.NOT_STOPPED for c in early_stops(trainer)
+        )
         if not self.best or loss < self.best["loss"]:
             self.best = {"loss": loss, "step": trainer.global_step}
             self.save(trainer, pl_module, "best")
@@ -118,6 +120,8 @@ class RunCheckpoints(Checkpoint):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.flush()  # so that the curves of a killed run have no gap
+            else:
+                logger.save()
         trainer.save_checkpoint(self.folder / f"{name}.ckpt")
         if name == "last":
             self.saved_at = time.perf_counter()
@@ -138,9 +142,18 @@ class RunCheckpoints(Checkpoint):
     ) -> None:
         section = checkpoint[SECTION]
         self.best, self.saved_step = section["best"], section["step"]
+        for callback in early_stops(trainer):  # it has not stopped this call, with these options
+            stopped = {"stopped_epoch": 0, "stopping_reason": EarlyStoppingReason.NOT_STOPPED.value}
+            state = checkpoint["callbacks"].get(callback.state_key, {})
+            state.update(stopped, patience=callback.patience)
         if section["accumulate"] != self.facts["accumulate"]:
             # The same global batches in other micro-batches: convert the number of those done.
             set_processed_batches(checkpoint, section["step"] * self.facts["accumulate"])
+
+
+def early_stops(trainer: Trainer) -> list[EarlyStopping]:
+    """The callbacks that stop training early, ours and the user's."""
+    return [c for c in trainer.early_stopping_callbacks if isinstance(c, EarlyStopping)]
 
 
 def dev_run(trainer: Trainer) -> bool:
