@@ -7,6 +7,8 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, model_parallel
 from torch.utils.data import DataLoader
 
@@ -18,6 +20,8 @@ from lightning_app.lightning_internals import (
     limit_waiting,
     processed_batches,
     set_callback_metrics,
+    set_csv_writer,
+    set_default_version,
     set_processed_batches,
     spread_data_over_processes,
     validates_now,
@@ -178,6 +182,18 @@ def test_a_resumed_run_counts_from_the_number_that_was_set(tmp_path):
 def test_a_checkpoint_without_the_counters_raises():
     with pytest.raises(KeyError):
         processed_batches({"loops": {}})
+
+
+def test_a_csv_table_has_the_default_version_and_the_writer_that_it_is_given(tmp_path):
+    logger = CSVLogger(tmp_path)
+    set_default_version(logger, "mine")
+    assert Path(logger.log_dir) == tmp_path / "lightning_logs/mine"
+    given = CSVLogger(tmp_path, version=3)
+    set_default_version(given, "mine")
+    assert given.version == 3
+    writer = ExperimentWriter(str(tmp_path))
+    set_csv_writer(logger, writer)
+    assert logger.experiment is writer
 
 
 def test_every_process_of_a_sharded_run_reads_its_own_data(monkeypatch):

@@ -170,7 +170,7 @@ def measure_baselines(
             disable=None,
         ):  # fmt: skip
             results += job.result()
-    results.sort(key=lambda baseline: _sort_key(baseline.nats))
+    results.sort(key=lambda baseline: (_sort_key(baseline.nats), baseline.name))
     return Baselines(len(before), len(after), tuple(results))
 
 
@@ -196,7 +196,7 @@ def compressor_baseline(
     start = time.thread_time()
     nats, note = None, ""
     try:
-        nats = compressed_nats(compress, train, held) / n
+        nats = max(0.0, compressed_nats(compress, train, held) / n)  # by chance it may be shorter
     except ModuleNotFoundError:
         note = "not measured: pip install -e '.[baselines]'"
     return Baseline(name, nats, time.thread_time() - start, note)

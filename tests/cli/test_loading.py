@@ -105,6 +105,34 @@ def test_a_changed_text_is_refused_unless_it_is_asked_for(model):
     assert len(rebuild_data(model, {"corpus": "text.txt"}).text.ids) == len(TEXT) - 1
 
 
+def test_a_text_is_found_again_after_its_folder_has_moved(tmp_path, monkeypatch):
+    for place in ("old/texts", "new"):
+        Path(place).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "old")
+    Path("texts/a.txt").write_text(TEXT, encoding="utf-8")
+    kinds = {"file": "texts/a.txt", "folder": "texts", "glob": "texts/*.txt"}
+    for run, corpus in kinds.items():
+        data = CharDataModule(str(Path(corpus).resolve()), block_size=8)
+        save_run(run, small_checkpoint() | {DATA: data.state_dict()})
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "old").rename("new/project")
+    (tmp_path / "old/texts").mkdir(parents=True)
+    Path("old/texts/a.txt").write_text("another text", encoding="utf-8")
+    for run, corpus in kinds.items():
+        found = load(tmp_path / f"new/project/logs/{run}/checkpoints/best.ckpt")
+        assert found.source().corpus == str(tmp_path / "new/project" / corpus)
+        assert rebuild_data(found, {}).text.fingerprint == found.data["fingerprint"]
+
+
+def test_a_text_that_is_gone_is_named_with_the_option(model):
+    Path("text.txt").rename("elsewhere.txt")
+    message = refusal(rebuild_data, model, {})
+    assert str(Path("text.txt").resolve()) in message
+    assert "--data.corpus PATH" in message
+    data = rebuild_data(model, {"corpus": "elsewhere.txt"})
+    assert data.text.fingerprint == model.data["fingerprint"]
+
+
 def test_a_text_with_characters_unknown_to_the_network_is_refused(model):
     Path("other.txt").write_text("abcω" * 50, encoding="utf-8")
     assert "U+03C9" in refusal(rebuild_data(model, {"corpus": "other.txt"}).setup)

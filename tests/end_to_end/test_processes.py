@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -135,6 +136,20 @@ def test_a_sharded_run_is_saved_whole_resumed_and_used_by_one_process(runs, main
     done = main("predict", "--run", "sharded", "--prompt", "ROMEO:")
     assert done.out.startswith("ROMEO:")
     assert main("validate", "--run", "sharded", "--baselines", "false").code == 0
+
+
+def test_a_run_is_resumed_with_another_strategy(runs, main, monkeypatch):
+    folder, _ = runs
+    monkeypatch.chdir(folder)
+    for run in ("whole", "divided"):
+        shutil.copytree(folder / "logs/one", folder / "logs" / run)
+    fit_here(folder, "whole", "--trainer.max_steps", "60")
+    fit(folder, "divided", *TWO, "--trainer.strategy", "sharded", "--trainer.max_steps", "60")
+    for run in ("whole", "divided"):
+        fit_here(folder, run, "--trainer.max_steps", "70")
+    whole, divided = (dict(curve(folder, run, "train/loss")) for run in ("whole", "divided"))
+    assert divided == pytest.approx(whole, abs=1e-5)
+    assert max(divided) == 70
 
 
 def test_muon_takes_the_same_first_step(runs):

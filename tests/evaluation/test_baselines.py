@@ -135,6 +135,15 @@ def test_of_long_texts_the_end_of_the_training_text_and_the_start_of_the_held_ou
     assert [(b.name, b.nats) for b in again.results] == [(b.name, b.nats) for b in found.results]
 
 
+@pytest.mark.parametrize("text", ["ab", "the quick brown fox jumps over the l\n", "a" * 300])
+def test_of_a_short_text_no_compressor_is_measured_and_no_loss_is_below_0(text):
+    ids, alphabet = as_ids(text)
+    found = measure_baselines(ids, alphabet, (0, len(ids) - 1), (len(ids) - 1, len(ids)))
+    assert not any("-" in str(b.nats) for b in found.results if b.nats is not None)
+    unmeasured = [b for b in found.results if b.nats is None]
+    assert [b.note for b in unmeasured] == ["not measured on fewer than 500 characters"] * 3
+
+
 def test_ids_become_the_bytes_of_the_text():
     text = "añ天🙂\n"
     ids, alphabet = as_ids(text)
@@ -158,7 +167,7 @@ def test_results_are_stored_for_each_pair_of_splits(encoded, monkeypatch):
     assert cached_baselines(encoded, (0, 3000), (3000, 4000)) == other
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", '{"1: 0-4000, 4000-5000": 7}'])
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"2: 0-4000, 4000-5000": 7}'])
 def test_a_damaged_cache_is_measured_again(encoded, tmp_path, damage):
     bounds = (0, 4000), (4000, 5000)
     first = cached_baselines(encoded, *bounds)

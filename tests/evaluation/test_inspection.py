@@ -19,7 +19,7 @@ from lightning_app.evaluation.inspection import (
 def inspect(tmp_path):
     """Inspects a text of one or several files."""
 
-    def inspect(*texts: str | bytes, shares=(0.8, 0.1, 0.1)) -> Inspection:
+    def inspect(*texts: str | bytes, shares=(0.8, 0.1, 0.1), with_baselines=False) -> Inspection:
         files = []
         for i, text in enumerate(texts):
             files.append(tmp_path / f"{i}.txt")
@@ -28,7 +28,7 @@ def inspect(tmp_path):
         split_text = SplitText(
             Corpus("texts", tuple(files)), text, split_bounds(len(text.ids), shares)
         )
-        return inspect_text(split_text, with_baselines=False)
+        return inspect_text(split_text, with_baselines)
 
     return inspect
 
@@ -44,6 +44,28 @@ def test_a_correct_text_has_no_warnings(inspect):
     assert [r.characters for r in found.repetitions] == [0, 0, 0]
     assert not any("!" in line for line in inspection_lines(found))
     assert (found.characters, found.bytes, found.files) == (5000, 5000, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "lesson"),
+    [
+        ("a", "repeated    not searched"),  # there is nothing to predict
+        ("the quick brown fox jumps over the l\n", "depend on chance"),
+        ("a" * 300, "depend on chance"),
+        ("hello there " * 25, "depend on chance"),
+        ("a" * 9000, "the text repeats itself"),
+        (prose(9000), "a network is useful if its loss is below 2."),
+    ],
+)
+def test_of_a_short_or_repeated_text_nothing_false_is_concluded(inspect, text, lesson):
+    lines = inspection_lines(inspect(text, with_baselines=True))
+    assert lesson in lines[-1]
+    assert not any("-0." in line for line in lines)
+
+
+def test_repetitions_that_were_not_searched_are_reported_so(inspect):
+    assert "no two splits have 100" in "\n".join(inspection_lines(inspect("ab" * 99)))
+    assert "that occur in two splits" in "\n".join(inspection_lines(inspect("ab" * 999)))
 
 
 def test_symbols_are_counted_and_ordered(inspect):

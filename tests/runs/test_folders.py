@@ -141,7 +141,7 @@ def test_a_second_process_is_refused_until_the_first_dies_however_it_dies():
 def test_a_lock_outlives_the_move_of_its_runs_folder():
     written("logs/mine/config.yaml")
     held = lock_run("mine")
-    set_aside("mine")
+    set_aside(Path("logs/mine"))
     refusal(lock_run, "mine")
     held.release()
     assert not Path("logs/mine").exists()
@@ -151,7 +151,7 @@ def test_a_lock_outlives_the_move_of_its_runs_folder():
 
 
 def test_nothing_to_set_aside_is_nothing():
-    assert set_aside("mine") is None
+    assert set_aside(Path("logs/mine")) is None
 
 
 def test_setting_aside_moves_a_run_whole_and_never_over_another(monkeypatch):
@@ -165,7 +165,7 @@ def test_setting_aside_moves_a_run_whole_and_never_over_another(monkeypatch):
     for i in range(4):
         written("logs/mine/config.yaml", str(i))
         written("logs/mine/checkpoints/best.ckpt", str(i))
-        moved.append(set_aside("mine"))
+        moved.append(set_aside(Path("logs/mine")))
         assert not Path("logs/mine").exists()
     assert len(set(moved)) == 4
     for i, path in enumerate(moved):

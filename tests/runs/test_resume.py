@@ -12,6 +12,7 @@ from lightning_app.runs.checkpoint import (
     write_checkpoint,
 )
 from lightning_app.runs.resume import (
+    BUILT_IN_STOP,
     INEXACT,
     MAY_CHANGE,
     MUST_MATCH,
@@ -46,6 +47,7 @@ FACTS = {
     "intervals": {"val_check_interval": 500, "checkpoint_every_steps": None},
     "logger": "TensorBoardLogger",
     "patience": None,
+    "patience_of": BUILT_IN_STOP,
     "device": "cpu",
     "precision": "bf16-mixed",
     "torch": "2.13.0",
@@ -239,6 +241,14 @@ def test_a_run_that_stopped_early_finished_reason_and_says_how_to_go_on(patience
     message = finished_reason(stopped, changed("patience", patience))
     assert "stopped early at step 1,000" in message
     assert "--early_stopping_patience 6" in message
+
+
+def test_a_run_that_a_callback_of_the_users_stopped_says_which():
+    stopped = old(stopped_early=True, patience=3)
+    new = changed("patience_of", "EarlyStopping", changed("patience", 3))
+    message = finished_reason(stopped, new)
+    assert "stopped early at step 1,000 by EarlyStopping" in message
+    assert "--early_stopping_patience" not in message
 
 
 @pytest.mark.parametrize("patience", [4, 6, None])

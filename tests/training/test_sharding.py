@@ -10,7 +10,15 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from lightning_app.training.sharding import ShardedStrategy, copy_weights, gather, shard, shard_like
+from lightning_app.training.optimizer import MuonAdamW, OptimOptions, parameter_groups
+from lightning_app.training.sharding import (
+    ShardedStrategy,
+    copy_weights,
+    gather,
+    load_optimizer,
+    shard,
+    shard_like,
+)
 from tests.helpers import filled_network, fresh_network, random_ids
 
 
@@ -43,6 +51,20 @@ def test_whole_weights_are_copied_into_a_sharded_network(mesh):
     copy_weights(weights, gpt)
     for name, p in gpt.named_parameters():
         assert torch.equal(gather(p), weights[name])
+
+
+def test_an_optimizers_whole_state_is_loaded_into_a_sharded_one(mesh):
+    plain, sharded = filled_network(), fresh_network()
+    shard(sharded, mesh)
+    one, other = (MuonAdamW(parameter_groups(gpt, OptimOptions())) for gpt in (plain, sharded))
+    for p in plain.parameters():
+        p.grad = torch.randn_like(p)
+    one.step()
+    load_optimizer(one.state_dict(), other)
+    for p, q in zip(plain.parameters(), sharded.parameters(), strict=True):
+        for name, moment in one.state[p].items():
+            assert torch.equal(gather(other.state[q][name]), moment)
+            assert isinstance(other.state[q][name], DTensor) == (name != "step")
 
 
 def test_a_whole_tensor_is_sharded_as_a_parameter_is(mesh):

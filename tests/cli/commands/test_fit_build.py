@@ -98,7 +98,7 @@ def test_every_fact_that_is_compared_is_there(folder):
     facts = built().facts
     names = {name for name, _ in MUST_MATCH} | {*MAY_CHANGE, *INEXACT}
     assert names <= set(facts)
-    assert {"corpus", "fingerprint", "origin"} == set(facts) - names
+    assert {"corpus", "fingerprint", "origin", "patience_of"} == set(facts) - names
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_every_fact_that_is_compared_is_there(folder):
         (["--trainer.logger", "false"], {"logger"}),
         (["--trainer.precision", "64-true"], {"precision"}),
         (["--seed_everything", "5"], {"seed"}),
-        (["--early_stopping_patience", "5"], {"patience"}),
+        (["--early_stopping_patience", "5"], {"patience", "patience_of"}),
         (["--checkpoint_every_steps", "5"], {"intervals"}),
         (["--run", "other", "--debug", "true", "--generate.top_k", "2"], set()),
     ],
@@ -173,6 +173,7 @@ def test_tensorboard_is_the_logger_unless_the_flag_says_otherwise(folder):
     assert Path(board.log_dir) == Path("logs/mine")
     csv = built("--trainer.logger=CSVLogger", "--trainer.logger.save_dir=csv").trainer.loggers
     assert [type(x) for x in csv] == [CSVLogger]
+    assert csv[0].log_dir == "csv/lightning_logs/tiny"  # one table a run
     assert built("--trainer.logger=false").trainer.loggers == []
     (nothing,) = built("--trainer.fast_dev_run=true").trainer.loggers
     assert isinstance(nothing, DummyLogger)  # writes nothing; some callbacks need a logger

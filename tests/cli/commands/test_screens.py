@@ -8,11 +8,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_app import hardware
 from lightning_app.cli.commands import screens
 from lightning_app.cli.commands.predict import make_parser, take_texts
 from lightning_app.cli.commands.screens import example_prompt, next_commands
+from lightning_app.data.corpora import Corpus
+from lightning_app.data.splits import TextSource
 from lightning_app.runs.checkpoint import SECTION, load
 from lightning_app.runs.resume import Start
 
@@ -21,14 +24,18 @@ def said_before(**given) -> list[str]:
     """The screen before training, of 100 steps that take 600 seconds, with some of it changed."""
     options = {"device": "cpu", "precision": "32-true", "compile": False, "dev_run": False}
     options |= {"unit": "char", "step": 0, "bounds": {"train": (0, 900), "val": (900, 1000)}}
-    options |= {"interval": 50, "notes": (), "share": 1.0} | given
+    options |= {"share": 1.0}
+    options |= {"interval": 50, "limit": 1.0, "notes": (), "starts": None, "board": True} | given
     o = SimpleNamespace(**options)
     config = SimpleNamespace(n_layer=3, n_head=2, n_embd=16, block_size=8)
+    corpus = Corpus("/texts/my.txt", (), snap=o.starts is not None)
+    text = SimpleNamespace(ids=range(1000), notes=o.notes, starts=o.starts)
     facts = {"device": o.device, "precision": o.precision, "compile": o.compile}
     job = SimpleNamespace(
         data=SimpleNamespace(
-            source=SimpleNamespace(corpus="my.txt"),
-            text=SimpleNamespace(ids=range(1000), notes=o.notes),
+            source=TextSource("my.txt"),
+            split_text=SimpleNamespace(corpus=corpus),
+            text=text,
             bounds=o.bounds,
             unit=o.unit,
             alphabet="abc",
@@ -39,10 +46,16 @@ def said_before(**given) -> list[str]:
             gpt=SimpleNamespace(config=config, parameters=lambda: [torch.zeros(1_230_000)])
         ),
         facts=facts | {"global_batch": 4, "block_size": 8},
-        trainer=SimpleNamespace(max_steps=100, world_size=1),
+        trainer=SimpleNamespace(
+            max_steps=100,
+            world_size=1,
+            accumulate_grad_batches=1,
+            limit_val_batches=o.limit,
+            loggers=[TensorBoardLogger("logs")] if o.board else [],
+        ),
         plan=SimpleNamespace(seconds=600.0, processor_share=o.share),
     )
-    flags = SimpleNamespace(max_steps=100, val_check_interval=o.interval, limit_val_batches=None)
+    flags = SimpleNamespace(max_steps=100, val_check_interval=o.interval)
     request = SimpleNamespace(
         config=SimpleNamespace(trainer=flags), folder="logs/mine", dev_run=o.dev_run
     )
@@ -90,25 +103,37 @@ def test_emulated_bfloat16_is_reported_as_slow(monkeypatch, in_hardware, warned)
 @pytest.mark.parametrize(
     ("characters", "interval", "limit", "long"),
     [
-        (4801, 100, None, True),  # two thirds of 4801 are more than 100 batches of 32
-        (4799, 100, None, False),
-        (4801, 101, None, False),
-        (10**6, 100, 5, False),
-        (4801, 100, 1.0, True),
+        (481, 10, 1.0, True),  # two thirds of 481 are more than 10 batches of 32
+        (479, 10, 1.0, False),
+        (481, 11, 1.0, False),
+        (481, 10, 0.5, False),
+        (481, 10, 5, False),
+        (481, 10, 0, False),  # no validation runs
     ],
 )
 def test_a_validation_longer_than_the_training_before_it_is_noticed(
     characters, interval, limit, long
 ):
-    data = SimpleNamespace(bounds={"val": (7, 7 + characters)}, batch_size=4, block_size=8)
-    job = SimpleNamespace(data=data, trainer=SimpleNamespace(world_size=1))
-    assert screens.validation_is_long(job, interval, limit) is long
+    bounds = {"train": (0, 1000 - characters), "val": (1000 - characters, 1000)}
+    lines = said_before(bounds=bounds, interval=interval, limit=limit)
+    assert any("each validation takes longer" in line for line in lines) is long
 
 
-def test_a_long_validation_is_reported_with_the_option():
-    remedy = "--data.splits [0.998,0.001,0.001]"
-    assert remedy not in "\n".join(said_before())
-    assert remedy in "\n".join(said_before(interval=1))
+@pytest.mark.parametrize(
+    ("given", "remedy"),
+    [
+        ({}, "--data.splits [0.99,0.005,0.005]"),
+        ({"step": 50}, "--trainer.val_check_interval 3"),  # the splits of a run stay
+        ({"starts": (0, 500, 800)}, "--trainer.val_check_interval 3"),  # complete files
+    ],
+)
+def test_a_long_validation_is_reported_with_an_option_that_works(given, remedy):
+    assert remedy not in "\n".join(said_before(**given))
+    assert remedy in "\n".join(said_before(interval=1, **given))
+
+
+def test_tensorboard_is_named_only_where_it_is_used():
+    assert "tensorboard" not in "\n".join(said_before(board=False))
 
 
 def test_a_finished_run_says_why_and_how_good_it_is():
@@ -143,29 +168,49 @@ def test_after_training_the_file_a_sample_and_the_next_commands_are_printed(trai
         assert command in trained.out.partition("next:")[2]
 
 
-def said_after(best: dict, steps: int, stopped_early: bool = False) -> list[str]:
+def said_after(
+    best: dict, steps: int, stopped_early: bool = False, max_time=None, start: int = 0
+) -> list[str]:
     job = SimpleNamespace(
         checkpoints=SimpleNamespace(best=best, stopped_early=stopped_early),
-        trainer=SimpleNamespace(global_step=steps, max_steps=100),
-        data=SimpleNamespace(source=SimpleNamespace(corpus="my.txt")),
+        trainer=SimpleNamespace(global_step=steps, max_steps=100, loggers=[]),
+        data=SimpleNamespace(
+            split_text=SimpleNamespace(corpus=Corpus("/my.txt", ())), bounds={"test": (9, 10)}
+        ),
     )
-    request = SimpleNamespace(
-        run="tiny", folder=Path("logs/tiny"), config=SimpleNamespace(seed_everything=1)
-    )
-    return screens.lines_after(request, job, 90.0)
+    config = SimpleNamespace(seed_everything=1, trainer=SimpleNamespace(max_time=max_time))
+    request = SimpleNamespace(run="tiny", folder=Path("logs/tiny"), config=config)
+    state = {SECTION: {"step": start}} if start else None
+    return screens.lines_after(request, Start(state=state), job, 90.0)
 
 
 @pytest.mark.parametrize(
-    ("steps", "stopped_early", "line"),
+    ("steps", "given", "line"),
     [
-        (100, False, "run tiny finished: 100 steps, 1.5 minutes"),
-        (40, True, "run tiny stopped early after 40 steps, 1.5 minutes"),
-        (40, False, "run tiny stopped after 40 of 100 steps, 1.5 minutes; the same command"),
+        (100, {}, "run tiny finished: 100 steps, 1.5 minutes"),
+        (40, {"stopped_early": True}, "run tiny stopped early after 40 steps, 1.5 minutes"),
+        (
+            40,
+            {"max_time": "00:00:01:00"},
+            "run tiny stopped after 40 of 100 steps, 1.5 minutes; the same command resumes it",
+        ),
+        (
+            40,
+            {},
+            "run tiny stopped after 40 of 100 steps, 1.5 minutes; a callback of "
+            "--trainer.callbacks stopped it",
+        ),
+        (
+            40,
+            {"max_time": "00:00:00:00", "start": 40},
+            "run tiny stopped after 40 of 100 steps, 1.5 minutes: --trainer.max_time or a callback "
+            "leaves no time for a step",
+        ),
     ],
 )
-def test_after_training_it_is_said_how_it_ended(in_trained, steps, stopped_early, line):
+def test_after_training_it_is_said_how_it_ended(in_trained, steps, given, line):
     best = {"loss": 2.0, "step": steps}
-    assert said_after(best, steps, stopped_early)[0].startswith(line)
+    assert said_after(best, steps, **given)[0] == line
 
 
 @pytest.mark.parametrize(("best_step", "noticed"), [(79, True), (80, False), (100, False)])
@@ -208,7 +253,7 @@ def test_the_example_prompt_has_no_space_if_the_alphabet_lacks_it():
 @pytest.mark.parametrize("run", ["mine", "my run", "a=b@1"])
 @pytest.mark.parametrize("prompt", ["O God!", "it's", '"', "-x", "--run", "$HOME `ls`", ""])
 def test_the_suggested_commands_have_the_run_and_the_prompt(run, prompt):
-    predict, test, _ = next_commands(run, prompt)
+    predict, test = next_commands(run, prompt, "test")
     words = shlex.split(predict)
     assert words[:3] == ["python", "main.py", "predict"]
     texts, rest = take_texts(words[3:])
