@@ -21,7 +21,10 @@ def program() -> str:
     """
     script = Path(sys.argv[0])
     if script.stem == "chargpt":
-        return "chargpt" if shutil.which("chargpt") else shlex.quote(str(script))
-    if script.name == "main.py" or script.parts[-2:] == ("lightning_app", "__main__.py"):
+        found = shutil.which("chargpt")
+        on_path = found is not None and Path(found).parent.resolve() == script.parent.resolve()
+        return "chargpt" if on_path else shlex.quote(str(script))
+    module = script.name == "__main__.py" and "lightning_app" in script.parts[-3:]
+    if script.name == "main.py" or module:
         return shlex.join(sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1])
     return "python main.py"

@@ -196,8 +196,8 @@ class TrainedModel:
         """
         if not self.data and "corpus" not in given:
             raise UserError("the checkpoint does not name its text; give --data.corpus")
-        if "corpus" not in given:
-            given["corpus"] = self.find_text(self.data["corpus"])
+        if "corpus" not in given and isinstance(corpus := self.data.get("corpus"), str):
+            given["corpus"] = self.find_text(corpus)
         return TextSource.of(self.data | {"unit": self.tokenizer.unit} | given)
 
     def find_text(self, corpus: str) -> str:
@@ -207,7 +207,9 @@ class TrainedModel:
         whose logs/ has the checkpoint, then where it was, then below the working folder.
         """
         folder = self.data.get("folder")
-        if self.path is None or folder is None or not Path(corpus).is_relative_to(folder):
+        if self.path is None or not isinstance(folder, str):
+            return corpus
+        if not Path(corpus).is_relative_to(folder):
             return corpus
         relative = Path(corpus).relative_to(folder)
         parents = Path(os.path.abspath(self.path)).parents  # checkpoints, the run, logs, ...

@@ -27,7 +27,7 @@ SMALLER_SPLITS = ([0.99, 0.005, 0.005], [0.998, 0.001, 0.001])
 BUSY = "           other programs use {:.0%} of the processors now, which slows the training down"
 
 
-def training_time(characters: float, job: "Job") -> float:
+def batches_as_long(characters: float, job: "Job") -> float:
     """The batches that take as long to train on as a validation of so many characters.
 
     Scoring a character takes a third of the time of training on it, and an equally long part of the
@@ -47,18 +47,18 @@ def long_validation(job: "Job", interval: int, resumed: bool) -> list[str]:
     if isinstance(limit, int):  # a number of batches, which may be 0
         return []
     first, last = job.data.bounds["val"]
-    needed = training_time((last - first) * limit, job)
-    if needed <= interval:
-        return []
+    needed = batches_as_long((last - first) * limit, job)
     accumulate = job.trainer.accumulate_grad_batches
-    remedy = (
-        f"less often: --trainer.val_check_interval {math.ceil(needed / accumulate) * accumulate}"
-    )
+    run = job.trainer.max_steps * accumulate  # in batches; a validation follows the last
+    if needed <= interval or interval >= run:
+        return []
+    rarely = min(run, math.ceil(needed / accumulate) * accumulate)
+    remedy = f"less often: --trainer.val_check_interval {rarely}"
     for splits in () if resumed else SMALLER_SPLITS:
         source = replace(job.data.source, splits=splits)
         bounds = source.split(job.data.split_text.corpus, job.data.text).bounds
         sizes = [b - a for a, b in bounds.values()]
-        if all(sizes) and training_time(sizes[1] * limit, job) <= interval:
+        if all(sizes) and batches_as_long(sizes[1] * limit, job) <= interval:
             remedy = f"on less text: --data.splits {splits}".replace(", ", ",")
             break
     return [
