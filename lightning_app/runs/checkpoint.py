@@ -213,7 +213,7 @@ class TrainedModel:
             return corpus
         relative = Path(corpus).relative_to(folder)
         parents = Path(os.path.abspath(self.path)).parents  # checkpoints, the run, logs, ...
-        own = [parents[3]] if len(parents) > 3 and parents[2].name == "logs" else []
+        own = [str(parents[3])] if len(parents) > 3 and parents[2].name == "logs" else []
         for place in (*own, folder, os.getcwd()):
             path = os.path.join(place, relative)
             if os.path.exists(path) or glob.glob(path, recursive=True):
