@@ -5,6 +5,8 @@ hooks of `CsvTable` in training/csv_table.py. Nothing here imports Lightning, so
 may use it.
 """
 
+import logging
+import sys
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,11 @@ if TYPE_CHECKING:
     from lightning.pytorch.strategies import ModelParallelStrategy
     from torch import Tensor
 
+# What Lightning logs with `info` there is what a user asked for.
+REPORT_LOGGERS = (
+    "lightning.pytorch.profilers.profiler",
+    "lightning.pytorch.callbacks.model_summary",
+)
 PROGRESS = "epoch_loop.batch_progress"  # in a checkpoint's loops
 
 
@@ -99,3 +106,20 @@ def set_default_version(logger: "CSVLogger", version: str) -> None:
 def set_csv_writer(logger: "CSVLogger", writer: "ExperimentWriter") -> None:
     """What writes a CSVLogger's table. Lightning's own deletes a table that exists."""
     logger._experiment = writer
+
+
+def print_reports() -> None:
+    """Make profilers and model summaries print their reports on standard error.
+
+    They log them, at a level that the command line switches off for everything (see
+    `cli.dispatch`), because Lightning logs much else that nobody asked for. RichModelSummary prints
+    by itself, on standard output, which is for results.
+    """
+
+    def show(text: str, *args: Any) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    for name in REPORT_LOGGERS:
+        logging.getLogger(name).info = show  # type: ignore[method-assign, assignment]
+    if "rich" in sys.modules:
+        sys.modules["rich"].reconfigure(stderr=True)

@@ -1,23 +1,28 @@
 """Laws of lightning_internals: each fails when an upgrade of Lightning moves what is used there."""
 
+import logging
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelSummary
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.profilers import SimpleProfiler
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, model_parallel
 from torch.utils.data import DataLoader
 
 from lightning_app.lightning_internals import (
+    REPORT_LOGGERS,
     batches_before_epoch,
     batches_done,
     has_trainer,
     just_stepped,
     limit_waiting,
+    print_reports,
     processed_batches,
     set_callback_metrics,
     set_csv_writer,
@@ -229,3 +234,21 @@ def test_the_limit_of_waiting_reaches_the_process_group(monkeypatch):
     limit_waiting(trainer, timedelta(seconds=7))
     trainer.strategy.setup_distributed()
     assert given[0]["timeout"] == timedelta(seconds=7)
+
+
+def test_reports_are_printed_although_logging_is_switched_off(capsys, monkeypatch):
+    for name in REPORT_LOGGERS:
+        monkeypatch.setattr(logging.getLogger(name), "info", print)  # undone afterwards
+    print_reports()
+    logging.disable(logging.WARNING)
+    try:
+        profiler = SimpleProfiler()
+        profiler.setup("fit")
+        profiler.describe()
+        ModelSummary.summarize([("Name", ["gpt"])], 1, 1, 0.0, {"train": 0, "eval": 0}, 0)
+    finally:
+        logging.disable(logging.NOTSET)
+    out, err = capsys.readouterr()
+    assert "Profiler Report" in err
+    assert "Trainable params" in err
+    assert not out

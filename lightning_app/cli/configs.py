@@ -1,5 +1,6 @@
 """Config files: finding them by path or name, reading and merging them; renamed options."""
 
+import contextlib
 import copy
 import difflib
 import os
@@ -188,8 +189,27 @@ def config_arguments(paths: list[Path]) -> list[str]:
     it knows which options of a class (`class_path`) a later config replaces.
     """
     contents = [values for path in paths if (values := read_config(path)[0])]
-    quoted = '"'  # so that a string like "1e5" is not read as a number
-    return [f"--config={yaml.safe_dump(x, default_style=quoted)}" for x in contents]
+    return [f"--config={dump_yaml(x)}" for x in contents]
+
+
+class QuotedDumper(yaml.SafeDumper):
+    """Puts quotes around a string that the parser would read as something else, such as "1e5": for
+    PyYAML it is a string, for jsonargparse a number."""
+
+
+def represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    plain = False
+    with contextlib.suppress(yaml.YAMLError, ValueError):
+        plain = get_loader("yaml")(text) == text
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else "'")
+
+
+QuotedDumper.add_representer(str, represent_text)
+
+
+def dump_yaml(values: dict[str, Any]) -> str:
+    """Values as YAML from which jsonargparse reads the same values."""
+    return yaml.dump(values, Dumper=QuotedDumper, sort_keys=False)
 
 
 def merge_values(into: dict[str, Any], values: dict[str, Any]) -> None:

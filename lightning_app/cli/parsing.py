@@ -5,12 +5,17 @@ are those of versions 4.53 to 5, and tests/cli/test_parsing.py fails when a mess
 """
 
 import difflib
+import importlib
+import inspect
 import re
+from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from jsonargparse.typing import restricted_number_type
 
+from lightning_app.cli.explain import first_line
 from lightning_app.errors import UserError
 
 Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**63)])
@@ -41,21 +46,57 @@ def instantiate(parser: ArgumentParser, config: Namespace) -> Namespace:
     Raises the ImportError of a package that is not installed, and UserError for what else a class
     refuses.
     """
-    try:
-        return parser.instantiate(config)
-    except UserError:
-        raise
-    except Exception as error:
-        causes: list[BaseException] = [error]
-        while (cause := causes[-1].__cause__) is not None:
-            causes.append(cause)
-        for cause in causes:
-            if isinstance(cause, ImportError):
-                raise cause from None
-        found = re.search(r"Problem with given class_path '(.*?)':\s*([^\n]*)", str(error))
-        if found is None:
+    refused: list[tuple[type, Exception]] = []
+
+    def build(kind: type, *args: Any, **kwargs: Any) -> Any:
+        try:
+            if kind.__name__.startswith("XLA") and find_spec("torch_xla") is None:
+                # Lightning's classes raise this too, but then fail while they are deleted
+                raise ModuleNotFoundError(name="torch_xla")
+            return kind(*args, **kwargs)
+        except Exception as error:
+            refused.append((kind, error))
             raise
-        raise UserError(f"{found[1]}: {found[2]}") from error
+
+    try:
+        return parser.instantiate(config, instantiators=[(build, object, True)])
+    except Exception:
+        # jsonargparse's own error lists what every other type of the option expects
+        for kind, error in refused:
+            if isinstance(error, ImportError):
+                raise error from None
+            if option := option_of_class(config, kind):
+                raise UserError(f"{option} {kind.__name__}: {first_line(error)}") from error
+        raise
+
+
+def option_of_class(config: Namespace, kind: type) -> str | None:
+    """The option that names the class `kind`; None if none does."""
+    for key, value in config.items():
+        if re.search(rf"\b{kind.__name__}\b", str(value)):
+            return f"--{key.removesuffix('.class_path')}"
+    return None
+
+
+def take_texts(argv: Sequence[str], options: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """The values of these options, whose names begin with --, and the other arguments.
+
+    For options that take any text: a parser would read "--", "-x", "null" and "1e5" as something
+    else.
+    """
+    texts: dict[str, str] = {}
+    rest: list[str] = []
+    arguments = iter(argv)
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        if option not in options:
+            rest.append(argument)
+            continue
+        text = value if equals else next(arguments, None)
+        if text is None:
+            raise UserError(f"{option} needs a value")
+        texts[option.removeprefix("--")] = text
+    return texts, rest
 
 
 class Parser(FriendlyErrors):
@@ -101,9 +142,32 @@ TYPE_NAMES = {
     "NonNegativeFloat": "a number, 0 or more",
     "ClosedUnitInterval": "a number from 0 to 1",
     "BelowOne": "a number from 0 to below 1",
-    "Rate": "a finite number above 0",
-    "Decay": "a finite number, 0 or more",
+    "Rate": "a number above 0, at most 100",
+    "Decay": "a number from 0 to 1000",
     "Seed": "a whole number, 0 or more and below 2**63",
+    "timedelta": "a time, such as 0:30:00",
+}
+FRACTION = "a whole number of batches, or a fraction such as 0.5"
+# What to give for options whose types would not help.
+VALUES = {
+    "--trainer.callbacks": "the name of a class, such as LearningRateMonitor",
+    "--trainer.gradient_clip_val": "a number, 0 or more",
+    "--trainer.limit_predict_batches": FRACTION,
+    "--trainer.limit_test_batches": FRACTION,
+    "--trainer.limit_train_batches": "a whole number of batches",
+    "--trainer.limit_val_batches": FRACTION,
+    "--trainer.logger": "true, false, or the name of a class, such as CSVLogger",
+    "--trainer.overfit_batches": "a whole number of batches",
+    "--trainer.plugins": "the name of a class, such as LightningEnvironment",
+    "--trainer.precision": "one of 32-true, bf16-mixed, 16-mixed, bf16-true, 16-true, 64-true",
+}
+# Options that name a class: Lightning's package of such classes, and their base class.
+CLASS_OPTIONS = {
+    "--trainer.callbacks": ("lightning.pytorch.callbacks", "Callback"),
+    "--trainer.logger": ("lightning.pytorch.loggers", "Logger"),
+    "--trainer.plugins": ("lightning.pytorch.plugins", None),
+    "--trainer.profiler": ("lightning.pytorch.profilers", "Profiler"),
+    "--trainer.strategy": ("lightning.pytorch.strategies", "Strategy"),
 }
 # Where jsonargparse's message names the types an option has: choices, or the name of a type.
 EXPECTED_TYPE = (
@@ -120,24 +184,70 @@ GIVEN_VALUE = (
 
 def explain_wrong_type(text: str) -> str | None:
     """One line for a value of the wrong type; None where `text` is another message."""
-    found = re.match(r"(--[\w.]+): (.*)", text)
-    if not found or not (types := re.findall(EXPECTED_TYPE, found[2])):
+    if not (found := re.match(r"(--[\w.]+): (.*)", text)):
         return None
     key, problem = found.groups()
-    # an error in a class's own options, which `explain_parser_error` has already explained
-    if inner := re.search(r"there is no option --([\w.]+)", problem):
-        return f"there is no option {key}.{inner[1]}"
-    if inner := re.search(r"Errors: - --([\w.]+ .*?) - ", problem):
-        return f"{key}.{inner[1]}"
-    if wrong := re.search(r"Problem with given class_path (.*?) - ", problem):
-        return f"{key}: {wrong[1]}"
-    if name := re.search(r"Expected a dot import path string: (\S+)", problem):
-        return f"{key}: there is no class {name[1]}"
     value = next((v[1] for pattern in GIVEN_VALUE if (v := re.search(pattern, problem))), None)
+    if line := explain_wrong_class(key, problem, value):
+        return line
+    if not (types := re.findall(EXPECTED_TYPE, problem)):
+        return None
     names = [literal or TYPE_NAMES.get(name, name) for literal, name in types]
+    if "a number" in names:
+        names = [name for name in names if name != "a whole number"]
     *others, last = dict.fromkeys(names)
-    needed = f"{', '.join(others)} or {last}" if others else last
+    needed = VALUES.get(key) or (f"{', '.join(others)} or {last}" if others else last)
     return f"{key} is {value}; give {needed}" if value else f"{key} takes {needed}"
+
+
+def explain_wrong_class(key: str, problem: str, value: str | None) -> str | None:
+    """One line for an option `key` that names a class, where the class does not exist or one of its
+    own options is wrong; None for another problem."""
+    # errors in the class's own options, which `explain_parser_error` has already explained
+    if inner := re.search(r"- --([\w.]+ (?:is|takes|needs) .*?)(?= - | Given value|$)", problem):
+        return f"{key}.{inner[1]}"
+    if inner := max(  # the one with a suggestion
+        re.finditer(r"there is no option --([\w.]+)(?:; did you mean --([\w.]+)\?)?", problem),
+        key=lambda match: match[2] is not None,
+        default=None,
+    ):
+        hint = f"; did you mean {key}.{inner[2]}?" if inner[2] else ""
+        return f"there is no option {key}.{inner[1]}{hint}"
+    if inner := re.search(r"NestedArg\(key='([\w.]+)'", problem):
+        return f"{key}.{inner[1]} is an option of a class; first give {key} with its name"
+    if wrong := re.search(r"given class_path '(.*?)': (.*?)(?= - | Given value|$)", problem):
+        if not re.search(r"has no attribute|No module named", wrong[2]):
+            return f"{key} {wrong[1]}: {wrong[2]}"
+        return f"{key}: there is no class {wrong[1]} ({wrong[2]})"
+    if wrong := re.search(r"Expected a dot import path string: (\S+)", problem):
+        return f"{key}: there is no class {wrong[1]}{class_hint(key, wrong[1])}"
+    kinds = re.findall(r"Import path .*?does not correspond to a subclass of (\w+)", problem)
+    if kinds and value:
+        kinds = list(dict.fromkeys(kinds))
+        return f"{key}: {value} is not a {' or '.join(kinds)}{class_hint(key, value)}"
+    return None
+
+
+def class_hint(option: str, given: str) -> str:
+    """The end of a line about a class that an option cannot have: Lightning's class with the most
+    similar name, or all of Lightning's. Empty for an option of another kind."""
+    if option not in CLASS_OPTIONS:
+        return ""
+    package, base = CLASS_OPTIONS[option]
+    module = importlib.import_module(package)
+    kind = getattr(module, base) if base else object
+    names = [
+        name
+        for name in module.__all__
+        if issubclass(getattr(module, name), kind) and not inspect.isabstract(getattr(module, name))
+    ]
+    words = {name.lower(): name for name in names}
+    words |= {name.removesuffix(base or "").lower(): name for name in names}
+    near = difflib.get_close_matches(given.split(".")[-1].lower(), words, n=1)
+    if not near:
+        return f"; Lightning has {', '.join(name for name in names if name != base)}"
+    by_default = " (fit logs to TensorBoard without this option)" * (near[0] == "tensorboard")
+    return f"; did you mean {words[near[0]]}?{by_default}"
 
 
 def not_a_group(given: str, group: str) -> str:
@@ -159,7 +269,7 @@ def explain_parser_error(message: str, keys: list[str]) -> str:
     if line := explain_wrong_type(text):
         return line
     text = re.sub(r"argument (--[\w.]+): expected one argument", r"\1 needs a value", text)
-    text = re.sub(r"the following arguments are required: (\w+)", r"--\1 is required", text)
+    text = re.sub(r"the following arguments are required: (\w+).*", r"--\1 is required", text)
     text = re.sub(r"Group '(.*)' does not accept option '(.*)'", r"No action for key \1.\2", text)
     for pattern in UNKNOWN_OPTION:
         if found := re.search(pattern, text):

@@ -5,7 +5,6 @@ nearest orthogonal matrix. It suits the blocks' matrices; embedding, head and ga
 (arXiv 1711.05101).
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -26,8 +25,9 @@ if TYPE_CHECKING:
     Decay: TypeAlias = float
 else:  # what the command line accepts
     BelowOne = restricted_number_type("BelowOne", float, [(">=", 0), ("<", 1)])
-    Rate = restricted_number_type("Rate", float, [(">", 0), ("<", math.inf)])
-    Decay = restricted_number_type("Decay", float, [(">=", 0), ("<", math.inf)])
+    # far above any useful value, and far below those with which a step overflows
+    Rate = restricted_number_type("Rate", float, [(">", 0), ("<=", 100)])
+    Decay = restricted_number_type("Decay", float, [(">=", 0), ("<=", 1000)])
 
 
 @dataclass

@@ -5,9 +5,13 @@ import os
 
 import pytest
 import torch
+from jsonargparse import Namespace
+from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import ModelSummary, Timer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_app.cli.explain import explain
+from lightning_app.data.tokenizer import Tokenizer
 from lightning_app.errors import UserError
 
 
@@ -47,8 +51,8 @@ def test_the_end_of_another_process_says_that_the_checkpoint_is_complete(text):
     assert "the same command resumes" in line
 
 
-def test_lightnings_refusals_are_passed_on():
-    assert explain(MisconfigurationException("no such accelerator")) == "no such accelerator"
+def test_lightnings_refusals_name_the_trainer():
+    assert explain(MisconfigurationException("no such thing")) == "--trainer: no such thing"
 
 
 @pytest.mark.parametrize(
@@ -75,3 +79,30 @@ def test_an_error_of_the_system_names_the_file(tmp_path):
 
 def test_an_error_of_the_system_without_a_text_has_a_line():
     assert explain(OSError()).startswith("an operation on a file failed; ")
+
+
+def test_an_error_inside_a_class_of_lightning_names_its_option():
+    with pytest.raises(ValueError, match="max_depth") as error:
+        ModelSummary(max_depth=-5).on_fit_start(Namespace(strategy=None), LightningModule())
+    assert explain(error.value) == (
+        "--trainer.callbacks ModelSummary: `max_depth` can be -1, 0 or > 0, got -5; "
+        "--debug true shows where"
+    )
+
+
+class Calling(Timer):
+    """A callback of Lightning, as far as its module says, that calls a function."""
+
+    __module__ = "lightning.pytorch.callbacks.timer"
+
+    def __init__(self) -> None:
+        """Without a duration."""
+
+    def call(self, function, *args) -> None:
+        function(*args)
+
+
+def test_an_error_in_this_program_is_a_defect_even_if_a_class_of_lightning_called_it():
+    with pytest.raises(TypeError) as error:
+        Calling().call(Tokenizer("ab").decode, None)
+    assert explain(error.value) is None

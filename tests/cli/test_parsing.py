@@ -21,13 +21,17 @@ from lightning_app.cli.parsing import (
     FriendlyErrors,
     Parser,
     Seed,
+    class_hint,
     explain_parser_error,
+    instantiate,
     known_keys,
     not_a_group,
     suggestion,
+    take_texts,
 )
 from lightning_app.errors import UserError
 from lightning_app.training.optimizer import BelowOne, Decay, Rate
+from tests.helpers import refusal
 
 
 class Device:
@@ -132,6 +136,8 @@ def test_a_value_of_the_wrong_type_is_named_with_what_the_type_takes(parser, nam
         ("rate", "inf"),
         ("rate", "0"),
         ("decay", "-1"),
+        ("rate", "1e38"),
+        ("decay", "1e38"),
         ("seed", "-1"),
         ("seed", str(2**63)),
     ],
@@ -179,7 +185,7 @@ def test_a_class_that_is_not_there_and_its_options_are_named(parser):
     line = error_line(parser, "--device", given)
     assert line == "--device.speed is slower; give 'slow', 'fast'"
     line = error_line(parser, "--device", path, "--device.sped", "slow")
-    assert line == "there is no option --device.sped"
+    assert line == "there is no option --device.sped; did you mean --device.speed?"
     device = parser.instantiate(
         parser.parse_args(["--device", path, "--device.speed", "fast", "--device.config", "x"])
     ).device
@@ -231,3 +237,48 @@ def test_configs_are_read_from_disk_only():
     parser.add_argument("--config", action="config")
     parser.add_class_arguments(ModelOptions, "model")
     assert "a.yaml" in error_line(parser, "--config", "memory://a.yaml")
+
+
+def test_texts_are_taken_literally_and_the_rest_is_left():
+    options = ("--prompt", "--stop")
+    argv = ["--prompt", "-x", "--stop", "--", "--run", "a", "--prompt=b=c"]
+    assert take_texts(argv, options) == ({"prompt": "b=c", "stop": "--"}, ["--run", "a"])
+    with pytest.raises(UserError, match=r"^--prompt needs a value"):
+        take_texts(["--prompt"], options)
+
+
+class Refusing:
+    """A class that refuses one of its options."""
+
+    def __init__(self, size: int = 1) -> None:
+        if size > 1:
+            raise ValueError("size is too large\nand more")
+        if size < 0:
+            raise ModuleNotFoundError("no such module", name="absent")
+
+
+def test_what_a_constructor_refuses_names_the_option_and_the_class():
+    parser = Parser(prog="main.py try")
+    parser.add_argument("--parts", type=list[Refusing] | Refusing | None)
+    path = f"{Refusing.__module__}.Refusing"
+    config = parser.parse_args(["--parts+=" + path, "--parts.size=2"])
+    assert refusal(instantiate, parser, config) == "--parts Refusing: size is too large"
+    config = parser.parse_args(["--parts", path, "--parts.size=-1"])
+    with pytest.raises(ModuleNotFoundError):
+        instantiate(parser, config)
+
+
+@pytest.mark.parametrize(
+    ("option", "given", "end"),
+    [
+        ("--trainer.logger", "tensorboard", "did you mean TensorBoardLogger?"),
+        ("--trainer.logger", "csv", "did you mean CSVLogger?"),
+        ("--trainer.logger", "CSVLoger", "did you mean CSVLogger?"),
+        ("--trainer.logger", "wandb", "did you mean WandbLogger?"),
+        ("--trainer.callbacks", "EarlyStop", "did you mean EarlyStopping?"),
+        ("--trainer.callbacks", "qqqq", "Lightning has "),
+        ("--device", "tensorboard", ""),
+    ],
+)
+def test_a_class_that_lightning_does_not_have_suggests_one_that_it_has(option, given, end):
+    assert end in class_hint(option, given)

@@ -8,6 +8,7 @@ import pytest
 from lightning_app.cli.commands import evaluate, export, fit_options, inspect, predict
 from lightning_app.cli.configs import find_config, split_configs
 from lightning_app.cli.dispatch import COMMANDS
+from lightning_app.cli.parsing import take_texts
 from tests.helpers import MAIN
 
 README = (MAIN.parent / "README.md").read_text(encoding="utf-8")
@@ -27,14 +28,14 @@ def readme_commands() -> list[str]:
 def parse(command: str, arguments: list[str]) -> None:
     """Parse a command's options as the command does."""
     if command == "predict":
-        _, arguments = predict.take_texts(arguments)
+        _, arguments = take_texts(arguments, predict.TEXT_OPTIONS)
     configs, rest = split_configs(arguments)
     if command == "fit":
         fit_options.parse(configs or [find_config("gpt_char")], rest)
     elif command == "predict":
         predict.make_parser("--trainer" in " ".join(rest)).parse_args(rest)
     elif command in ("validate", "test"):
-        evaluate.EvaluateParser(command).parse_args(rest)
+        evaluate.make_parser(command).parse_args(rest)
     else:
         {"inspect": inspect, "export": export}[command].make_parser().parse_args(rest)
 

@@ -11,7 +11,7 @@ from jsonargparse.typing import PositiveInt
 from lightning_app.cli.configs import split_configs
 from lightning_app.cli.loading import LoadedRun, add_run_arguments, load_run, rebuild_data
 from lightning_app.cli.parsing import Parser, instantiate
-from lightning_app.cli.trainer_flags import add_trainer_flags, make_trainer
+from lightning_app.cli.trainer_flags import add_trainer_flags, as_list, make_trainer
 from lightning_app.data.batches import EvalBatches
 from lightning_app.data.datamodule import CharDataModule
 from lightning_app.data.splits import TextSource
@@ -25,54 +25,54 @@ from lightning_app.training.callbacks.progress_bar import EvaluationProgressBar
 from lightning_app.training.module import CharGPT
 
 
-class EvaluateParser(Parser):
-    def __init__(self, command: str) -> None:
-        super().__init__(prog=f"{program()} {command}", description=__doc__)
-        add = self.add_argument
-        add_run_arguments(self)
-        add(
-            "--evaluate",
-            type=Literal["block", "sliding", "dynamic"],
-            default="block",
-            help="block: consecutive windows, as in training; sliding: every character has at "
-            "least half a window of context; dynamic: the network is trained on each part of the "
-            "text after scoring it.",
-        )
-        add(
-            "--stride",
-            type=PositiveInt | None,
-            help="Characters that each window scores, at its end; the others are context. null is "
-            "half a window for sliding and 32 for dynamic, which trains after each window.",
-        )
-        self.add_class_arguments(DynamicOptions, "dynamic")
-        add("--report", type=str | None, help="HTML file for a report on the network's errors.")
-        add(
-            "--baselines",
-            type=bool,
-            default=True,
-            help="Also print the loss of n-grams and compressors on the same characters.",
-        )
-        add(
-            "--seed_everything",
-            type=int | None,
-            help="Has no effect: scoring uses no random numbers.",
-        )
-        self.add_class_arguments(TextSource, "data", instantiate=False, skip={"unit"})
-        add(
-            "--data.block_size",
-            type=PositiveInt | None,
-            help="Characters in a window, at most the network's.",
-        )
-        add("--data.batch_size", type=PositiveInt | None, help="Windows in a batch.")
-        # options that are not given are those of the checkpoint
-        self.set_defaults({f"data.{name}": None for name in TextSource.names() if name != "unit"})
-        add_trainer_flags(self)
+def make_parser(command: str) -> Parser:
+    parser = Parser(prog=f"{program()} {command}", description=__doc__)
+    add = parser.add_argument
+    add_run_arguments(parser)
+    add(
+        "--evaluate",
+        type=Literal["block", "sliding", "dynamic"],
+        default="block",
+        help="block: consecutive windows, as in training; sliding: every character has at "
+        "least half a window of context; dynamic: the network is trained on each part of the "
+        "text after scoring it.",
+    )
+    add(
+        "--stride",
+        type=PositiveInt | None,
+        help="Characters that each window scores, at its end; the others are context. null is "
+        "half a window for sliding and 32 for dynamic, which trains after each window.",
+    )
+    parser.add_class_arguments(DynamicOptions, "dynamic")
+    add("--report", type=str | None, help="HTML file for a report on the network's errors.")
+    add(
+        "--baselines",
+        type=bool,
+        default=True,
+        help="Also print the loss of n-grams and compressors on the same characters.",
+    )
+    add(
+        "--seed_everything",
+        type=int | None,
+        help="Has no effect: scoring uses no random numbers.",
+    )
+    parser.add_class_arguments(TextSource, "data", instantiate=False, skip={"unit"})
+    add(
+        "--data.block_size",
+        type=PositiveInt | None,
+        help="Characters in a window, at most the network's.",
+    )
+    add("--data.batch_size", type=PositiveInt | None, help="Windows in a batch.")
+    # options that are not given are those of the checkpoint
+    parser.set_defaults({f"data.{name}": None for name in TextSource.names() if name != "unit"})
+    add_trainer_flags(parser)
+    return parser
 
 
 def main(argv: list[str]) -> int:
     command, rest = argv[0], argv[1:]
     configs, rest = split_configs(rest)
-    parser = EvaluateParser(command)
+    parser = make_parser(command)
     config = parser.parse_args(rest)
     run = load_run(config, configs)
     options = instantiate(parser, config)
@@ -113,7 +113,7 @@ def score_with_trainer(
 ) -> None:
     """Score the split, and print its metrics, the baselines and the report as asked for."""
     model = CharGPT(**run.trained.arguments, gpt=run.trained.gpt)
-    callbacks = [*(flags["callbacks"] or []), EvaluationProgressBar()]
+    callbacks = [*as_list(flags["callbacks"]), EvaluationProgressBar()]
     trainer = make_trainer(flags | {"callbacks": callbacks})
     batches = data.eval_batches(split)  # all: with a Trainer, only those of one process
     if trainer.is_global_zero:

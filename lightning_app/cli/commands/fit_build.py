@@ -15,7 +15,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning_app import hardware
 from lightning_app.cli.commands.fit_options import FitRequest
 from lightning_app.cli.parsing import instantiate
-from lightning_app.cli.trainer_flags import check_callbacks, make_trainer
+from lightning_app.cli.trainer_flags import as_list, check_callbacks, make_trainer
 from lightning_app.data.datamodule import CharDataModule
 from lightning_app.errors import UserError
 from lightning_app.lightning_internals import set_default_version
@@ -108,11 +108,6 @@ def build(request: FitRequest, start: Start, source: TrainedModel | None) -> Job
     flags["callbacks"] = [checkpoints, *callbacks(config, data, model)]
     trainer = make_trainer(flags)
     return Job(data, model, trainer, checkpoints, signals, describe(trainer), planned, lines)
-
-
-def as_list(given: Any) -> list[Any]:
-    """The value of a Trainer flag that may be one object, several or none, as a list."""
-    return list(given) if isinstance(given, (list, tuple)) else [given] if given else []
 
 
 def plan(

@@ -11,8 +11,8 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from lightning_app.cli.configs import config_arguments, read_configs, run_name
-from lightning_app.cli.parsing import FriendlyErrors, Seed
+from lightning_app.cli.configs import config_arguments, dump_yaml, read_configs, run_name
+from lightning_app.cli.parsing import FriendlyErrors, Seed, take_texts
 from lightning_app.cli.trainer_flags import check_flags
 from lightning_app.data.datamodule import CharDataModule
 from lightning_app.errors import program
@@ -152,7 +152,7 @@ class FitRequest:
         config = plain_values(self.config.clone())
         values = yaml.safe_load(self.parser.dump(config, skip_validation=True))
         values = {k: v for k, v in values.items() if k not in NOT_SAVED}
-        return yaml.safe_dump(values, sort_keys=False)
+        return dump_yaml(values)
 
 
 def plain_values(value: Any) -> Any:
@@ -172,7 +172,10 @@ def parse(configs: list[Path], args: list[str]) -> FitRequest:
     Raises UserError for options that do not exist, contradict each other or are out of range.
     """
     read_configs(configs)  # its errors about broken YAML are clearer than the parser's
-    cli = FitCLI(configs, args)
+    texts, rest = take_texts(args, ["--generate.stop"])
+    cli = FitCLI(configs, rest)
+    for option, text in texts.items():
+        cli.config[option] = text
     check_flags(cli.config.trainer)
     run = run_name(cli.config.run, configs)
     assert run is not None  # there is always a config

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from lightning_app.cli.configs import config_group, split_configs
 from lightning_app.cli.loading import add_run_arguments, load_run
-from lightning_app.cli.parsing import Parser, instantiate
+from lightning_app.cli.parsing import Parser, instantiate, take_texts
 from lightning_app.data.splits import SplitText
 from lightning_app.errors import UserError, program
 from lightning_app.evaluation.overlap import COPY_LENGTH, WindowIndex, find_windows, passages
@@ -25,6 +25,7 @@ from lightning_app.generation.sampling import GenerateOptions
 from lightning_app.runs.checkpoint import TrainedModel
 
 SEPARATOR = "---"
+TEXT_OPTIONS = ("--prompt", "--stop")
 
 
 def make_parser(with_trainer_flags: bool = False) -> Parser:
@@ -67,7 +68,7 @@ def make_parser(with_trainer_flags: bool = False) -> Parser:
 
 
 def main(argv: list[str]) -> int:
-    texts, rest = take_texts(argv)
+    texts, rest = take_texts(argv, TEXT_OPTIONS)
     configs, rest = split_configs(rest)
     with_trainer = any(a.startswith("--trainer") for a in rest)
     parser = make_parser(with_trainer)
@@ -100,26 +101,6 @@ def main(argv: list[str]) -> int:
     if training is not None:
         report_copies(trained, generated, training)
     return 0
-
-
-def take_texts(argv: list[str]) -> tuple[dict[str, str], list[str]]:
-    """The values of --prompt and --stop, and the other arguments.
-
-    A parser would read texts such as "--", "-x" and "null" as something else.
-    """
-    texts: dict[str, str] = {}
-    rest: list[str] = []
-    arguments = iter(argv)
-    for argument in arguments:
-        option, equals, value = argument.partition("=")
-        if option not in ("--prompt", "--stop"):
-            rest.append(argument)
-            continue
-        text = value if equals else next(arguments, None)
-        if text is None:
-            raise UserError(f"{option} needs a value")
-        texts[option.removeprefix("--")] = text
-    return texts, rest
 
 
 def given_options(parser: Parser, arguments: list[str]) -> dict[str, Any]:

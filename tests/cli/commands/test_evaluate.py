@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_app.cli.commands.evaluate import EvaluateParser, choose_stride
+from lightning_app.cli.commands.evaluate import choose_stride, make_parser
 from tests.helpers import is_error, refusal, sentences
 
 
@@ -143,7 +143,7 @@ def test_the_report_has_the_loss_that_is_printed(in_trained, main, tmp_path):
 
 
 def test_options_of_the_data_have_no_defaults_for_the_checkpoint_says_them():
-    data = EvaluateParser("validate").get_defaults().data
+    data = make_parser("validate").get_defaults().data
     assert {"corpus", "splits", "block_size", "batch_size"} <= set(vars(data))
     assert "unit" not in data  # it is the alphabet's
     assert {value for _, value in data.items()} == {None}

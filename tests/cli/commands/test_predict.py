@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lightning_app.cli.commands.predict import given_options, make_parser, read_prompts, take_texts
+from lightning_app.cli.commands.predict import given_options, make_parser, read_prompts
 from tests.helpers import is_error, refusal, save_run, small_checkpoint
 
 ODD_PROMPTS = ["-x", "--", "--prompt", "1", "null", "true", "a: b", "[1]", "{", "#"]
@@ -112,12 +112,6 @@ def test_a_prompt_may_look_like_an_option_or_like_yaml(in_folder, main, prompt):
     save_run("any", small_checkpoint(alphabet=alphabet))
     done = main("predict", "--prompt", prompt, "--max_new_tokens", 0, "--seed_everything", 1)
     assert done.out == prompt + "\n", done.err
-
-
-def test_texts_are_taken_literally_and_the_rest_is_left():
-    argv = ["--prompt", "-x", "--stop", "--", "--run", "a", "--prompt=b=c"]
-    assert take_texts(argv) == ({"prompt": "b=c", "stop": "--"}, ["--run", "a"])
-    assert "--prompt needs a value" in refusal(take_texts, ["--prompt"])
 
 
 def test_characters_outside_the_alphabet_are_refused_before_a_seed_is_chosen(in_trained, main):

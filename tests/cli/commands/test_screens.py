@@ -12,8 +12,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_app import hardware
 from lightning_app.cli.commands import screens
-from lightning_app.cli.commands.predict import make_parser, take_texts
+from lightning_app.cli.commands.predict import TEXT_OPTIONS, make_parser
 from lightning_app.cli.commands.screens import example_prompt, next_commands
+from lightning_app.cli.parsing import take_texts
 from lightning_app.data.corpora import Corpus
 from lightning_app.data.splits import TextSource
 from lightning_app.runs.checkpoint import SECTION, load
@@ -256,6 +257,6 @@ def test_the_suggested_commands_have_the_run_and_the_prompt(run, prompt):
     predict, test = next_commands(run, prompt, "test")
     words = shlex.split(predict)
     assert words[:3] == ["python", "main.py", "predict"]
-    texts, rest = take_texts(words[3:])
+    texts, rest = take_texts(words[3:], TEXT_OPTIONS)
     assert (make_parser().parse_args(rest).run, texts["prompt"]) == (run, prompt)
     assert shlex.split(test) == ["python", "main.py", "test", "--run", run]
