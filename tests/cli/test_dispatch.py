@@ -1,5 +1,6 @@
 """Laws of the command line: exit codes, one line for an error, what is imported for whom."""
 
+import os
 import signal
 from types import ModuleType
 
@@ -35,6 +36,27 @@ def test_a_command_gets_its_arguments_and_gives_the_exit_code(command):
     command(lambda argv: seen.append(argv) or 7)
     assert main(["predict", "--prompt", "x"]) == 7
     assert seen == [["--prompt", "x"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        ("fit", {}, "1000"),
+        ("predict", {}, None),
+        ("fit", {"GOMP_SPINCOUNT": "7"}, "7"),
+        ("fit", {"OMP_WAIT_POLICY": "ACTIVE"}, None),
+    ],
+)
+def test_threads_wait_briefly_in_training_unless_the_user_has_chosen(
+    command, monkeypatch, name, given, expected
+):
+    for variable in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(variable, given.get(variable, ""))
+        if variable not in given:
+            monkeypatch.delenv(variable)
+    command(lambda argv: 0)
+    assert main([name]) == 0
+    assert os.environ.get("GOMP_SPINCOUNT") == expected
 
 
 @pytest.mark.parametrize("argv", [["-h"], ["--help"], ["help"], []])
