@@ -149,6 +149,11 @@ def export_transformers(
     must be empty. Raises UserError for another folder, and if safetensors or tokenizers is not
     installed.
     """
+    if gpt.ngrams is not None:
+        raise UserError(
+            "Qwen3 in transformers has no n-gram tables; export a run that was trained with "
+            "--model.ngram_rows null"
+        )
     try:
         import tokenizers  # noqa: F401
         from safetensors.torch import save_file

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lightning_app.generation.cpu_kernels import (
     activate_rows,
+    add_ngram_rows,
     add_rows,
     attend_rows,
     decode_row,
@@ -58,15 +59,20 @@ class PackedWeights(NamedTuple):
     k_gain: NDArray
     cos: NDArray  # (block_size, head_dim / 2)
     sin: NDArray
+    ngrams: NDArray  # (rows of all N n-gram tables, D) float32
+    ngram_rows: NDArray  # (N,) rows of each
+    codes: NDArray  # (V,) of the characters, for the tables
 
 
 class CPUCache(NamedTuple):
-    """The keys and values of B rows: float32, bfloat16 (as uint16), or int8 with scales."""
+    """The keys and values of B rows: float32, bfloat16 (as uint16), or int8 with scales; and the
+    codes of their characters, as in `model.kv_cache.KVCache`."""
 
     keys: NDArray  # (L, B, n_kv_head, block_size, head_dim)
     values: NDArray
     key_scale: NDArray  # (L, B, n_kv_head, block_size) float32, 1 except for int8
     value_scale: NDArray
+    codes: NDArray  # (B, N + block_size) int64
 
 
 def pack_weights(gpt: GPT, weights: WeightFormat = "float32") -> PackedWeights:
@@ -79,6 +85,10 @@ def pack_weights(gpt: GPT, weights: WeightFormat = "float32") -> PackedWeights:
         ones = np.ones(w.shape[:2], dtype=np.float32)
         return as_array(w.bfloat16() if weights == "bfloat16" else w), ones
 
+    tables = np.zeros((0, gpt.config.n_embd), dtype=np.float32)
+    codes = np.zeros(gpt.config.vocab_size, dtype=np.int64)
+    if gpt.ngrams is not None:
+        tables, codes = as_array(gpt.ngrams.weight.float()), as_array(gpt.ngrams.codes)
     with torch.no_grad():
         blocks = [(b.attention_norm, b.attention, b.mlp_norm, b.mlp) for b in gpt.blocks]
         qkv = [
@@ -101,6 +111,9 @@ def pack_weights(gpt: GPT, weights: WeightFormat = "float32") -> PackedWeights:
             as_array(torch.stack([a.k_norm.weight for _, a, _, _ in blocks]).float()),
             as_array(gpt.cos.float()),
             as_array(gpt.sin.float()),
+            tables,
+            np.array(gpt.config.ngram_rows, dtype=np.int64),
+            codes,
         )
 
 
@@ -134,10 +147,10 @@ class CPUEngine:
         shape = gpt.config.cache_shape(rows)
         formats = {"float32": np.float32, "bfloat16": np.uint16, "int8": np.int8}
         cache_dtype = np.dtype(formats[weights] if rounded else np.float32)
-        self.cache = CPUCache(
-            *(np.zeros(shape, dtype=cache_dtype) for _ in "kv"),
-            *(np.ones(shape[:-1], dtype=np.float32) for _ in "kv"),
-        )
+        keys, values = (np.zeros(shape, dtype=cache_dtype) for _ in "kv")
+        key_scale, value_scale = (np.ones(shape[:-1], dtype=np.float32) for _ in "kv")
+        codes = np.zeros((rows, len(gpt.config.ngram_rows) + shape[3]), dtype=np.int64)
+        self.cache = CPUCache(keys, values, key_scale, value_scale, codes)
         self.length = np.zeros(rows, dtype=np.int64)  # (B,) characters in the cache
         self.threads = min(torch.get_num_threads(), max_threads())
         numba.set_num_threads(self.threads)
@@ -163,6 +176,9 @@ class CPUEngine:
         distinct = {window: i for i, window in enumerate(dict.fromkeys(map(tuple, windows)))}
         longest = max(map(len, distinct))
         self.length[rows] = [len(w) for w in windows]
+        first = len(self.packed.ngram_rows)
+        for row, window in zip(rows, windows, strict=True):
+            self.cache.codes[row, first : first + len(window)] = self.packed.codes[list(window)]
         if not longest:
             return
         padded = [[*w, *[0] * (longest - len(w))] for w in distinct]  # on the right
@@ -217,6 +233,8 @@ class CPUEngine:
             self.length += 1
             return logits
         x = w.embedding[tokens]  # (B, D) float32
+        if len(w.ngram_rows):
+            add_ngram_rows(tokens, self.length, w, self.cache, x)
         h, attended = (torch.empty(x.shape, dtype=self.dtype) for _ in "12")
         activated = torch.empty(self.rows, w.down.shape[2], dtype=self.dtype)
         h_, attended_, activated_ = map(as_array, (h, attended, activated))  # the same memory

@@ -14,6 +14,7 @@ from numba.extending import overload
 from lightning_app.generation.numba_cache import compiled
 from lightning_app.generation.sampling import draw_one, fill_distribution
 from lightning_app.model.gpt import NORM_EPS
+from lightning_app.model.ngrams import MASK, MULTIPLIER
 
 EPSILON = np.float32(NORM_EPS)
 ONE = np.float32(1)
@@ -186,6 +187,23 @@ def activate(gate, up, gate_scale, up_scale, out):
         store(out, j, silu(to_float32(gate[j]) * gate_scale[j]) * to_float32(up[j]) * up_scale[j])
 
 
+@compiled()
+def add_ngrams(token, position, w, codes, x):
+    """Store the code of `token` at `position` of one row's codes (N + block_size,), and add the
+    n-gram tables' rows for it to x (D,). See `model.ngrams`."""
+    tables = w.ngram_rows.shape[0]
+    codes[tables + position] = w.codes[token]
+    h, first = 0, 0
+    for back in range(tables + 1):
+        h = ((h ^ codes[tables + position - back]) * MULTIPLIER) & MASK
+        h = h ^ (h >> 15)
+        if back:
+            row = first + h % w.ngram_rows[back - 1]
+            for j in range(x.shape[0]):
+                x[j] += w.ngrams[row, j]
+            first += w.ngram_rows[back - 1]
+
+
 # One text: the complete network.
 
 
@@ -219,6 +237,7 @@ def next_logits(token, position, w, cache, logits, threads):
     heads = n_embd // head_dim
     mlp_size = w.down.shape[2]
     x = w.embedding[token].copy()
+    add_ngrams(token, position, w, cache.codes[0], x)
     h = np.empty(n_embd, dtype=np.float32)
     projected = np.empty(w.qkv.shape[1], dtype=np.float32)
     q = projected[:n_embd].reshape(heads, head_dim)
@@ -273,6 +292,13 @@ def decode_row(token, position, uniform, seen, sampler, w, cache, ids, threads):
 
 
 # Several texts: the steps between the matrix products. The threads share the rows.
+
+
+@compiled()
+def add_ngram_rows(tokens, positions, w, cache, x):
+    """`add_ngrams` for each row: tokens and positions (B,), x (B, D)."""
+    for row in range(x.shape[0]):
+        add_ngrams(tokens[row], positions[row], w, cache.codes[row], x[row])
 
 
 @compiled(fastmath=True, parallel=True)

@@ -36,6 +36,7 @@ SOURCES = (
     "generation/cpu_kernels.py",
     "generation/cpu_engine.py",
     "model/gpt.py",
+    "model/ngrams.py",
 )
 
 

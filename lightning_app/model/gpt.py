@@ -11,7 +11,7 @@ Shapes: B rows, T characters, S cached positions, V characters in the alphabet, 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn as nn
@@ -22,8 +22,11 @@ from lightning_app.errors import UserError
 from lightning_app.model.attention import attention
 from lightning_app.model.dropout import Dropout
 from lightning_app.model.kv_cache import KVCache, LayerCache, context_length
+from lightning_app.model.ngrams import NgramTables
 
 NORM_EPS = 1e-6
+MAX_TABLES = 16  # of n-grams
+MAX_ROWS = 2**24  # of a table
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class GPTConfig:
         which gives SwiGLU as many parameters as an MLP of width 4 n_embd without a gate.
     rope_theta: Base of the rotary positions; the longest wavelength is nearly 2 pi rope_theta
         characters.
+    ngram_rows: Rows of the tables for the last 2, 3, ... characters; see `model.ngrams`. Empty: no
+        tables, which is exactly Qwen3.
     """
 
     vocab_size: int
@@ -48,6 +53,7 @@ class GPTConfig:
     dropout: float = 0.0
     tie_embeddings: bool = False
     rope_theta: float = 500.0
+    ngram_rows: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         derived = {"n_kv_head": self.n_head, "mlp_size": max(64, self.n_embd * 8 // 3 // 64 * 64)}
@@ -68,6 +74,14 @@ class GPTConfig:
                 f"n_head {self.n_head} is not a multiple of n_kv_head {self.n_kv_head}; "
                 "each key/value head serves the same number of query heads"
             )
+        object.__setattr__(self, "ngram_rows", tuple(self.ngram_rows or ()))  # None, a list
+        if len(self.ngram_rows) > MAX_TABLES:
+            raise UserError(
+                f"ngram_rows has {len(self.ngram_rows)} tables; it may have {MAX_TABLES}"
+            )
+        for rows in self.ngram_rows:
+            if not 1 <= rows <= MAX_ROWS:
+                raise UserError(f"ngram_rows has {rows} rows; a table may have 1 to {MAX_ROWS:,}")
         if not 1 <= self.rope_theta < 1e9:
             raise UserError(f"rope_theta is {self.rope_theta}; it must be at least 1 and below 1e9")
         if not 0 <= self.dropout < 1:
@@ -185,6 +199,7 @@ class GPT(nn.Module):
         super().__init__()
         c = self.config = config
         self.embedding = nn.Embedding(c.vocab_size, c.n_embd)
+        self.ngrams = NgramTables(c.ngram_rows, c.n_embd, c.vocab_size) if c.ngram_rows else None
         self.dropout = Dropout(c.dropout)
         # for mypy the elements of an nn.ModuleList are of type nn.Module
         self.blocks = cast(Sequence[Block], nn.ModuleList(Block(c) for _ in range(c.n_layer)))
@@ -236,16 +251,29 @@ class GPT(nn.Module):
         dtype = torch.get_autocast_dtype(device) if autocast else self.cos.dtype
         cos, sin = cos.to(dtype), sin.to(dtype)
 
-        x = self.dropout(self.embedding(idx)).to(dtype)  # (B, T, D)
+        x = self.embedding(idx)  # (B, T, D)
+        if self.ngrams is not None:
+            codes = self.ngrams.codes[idx]
+            tables = len(self.config.ngram_rows)
+            codes = F.pad(codes, (tables, 0)) if cache is None else cache.append_codes(codes)
+            x = x + self.ngrams(codes)
+        x = self.dropout(x).to(dtype)
         for block, layer in zip(self.blocks, layers, strict=True):
             x = block(x, cos, sin, layer)
         if cache is not None:
             cache.length += T
         return self.lm_head(self.norm(x))  # (B, T, V)
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """`nn.Module.compile`, except for the n-gram tables' look-up."""
+        if self.ngrams is not None:
+            self.ngrams.exclude_from_compilation()
+        super().compile(*args, **kwargs)
+
     def kv_cache(self, batch_size: int) -> KVCache:
         """An empty cache for `batch_size` rows of text."""
-        return KVCache(self.config.cache_shape(batch_size), like=self.embedding.weight)
+        shape, tables = self.config.cache_shape(batch_size), len(self.config.ngram_rows)
+        return KVCache(shape, like=self.embedding.weight, tables=tables)
 
     @torch.no_grad()
     def generate(

@@ -41,13 +41,23 @@ class LayerCache:
 class KVCache:
     """The keys and values of B rows of text, each row with its own length; see `GPT.kv_cache`.
 
+    For N n-gram tables it also has the characters' codes (see `model.ngrams`): column N + i is that
+    of position i, and the N columns before position 0 are 0.
+
     Rows of different lengths are padded on the right. Padding occupies positions after the end of
     its row, which the row's queries are masked from; new characters overwrite it.
     """
 
-    def __init__(self, shape: tuple[int, int, int, int, int], like: Tensor) -> None:
-        """`shape` is (n_layer, B, n_kv_head, block_size, head_dim); dtype and device as `like`."""
+    def __init__(
+        self, shape: tuple[int, int, int, int, int], like: Tensor, tables: int = 0
+    ) -> None:
+        """`shape` is (n_layer, B, n_kv_head, block_size, head_dim); dtype and device as `like`;
+        `tables` is N."""
         self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
+        self.tables = tables
+        self.codes = torch.zeros(
+            shape[1], tables + shape[3], dtype=torch.long, device=like.device
+        )  # (B, N + block_size)
         self.rows = torch.arange(shape[1], device=like.device)[:, None]  # (B, 1)
         self.length = torch.zeros(
             shape[1], dtype=torch.long
@@ -64,3 +74,11 @@ class KVCache:
             LayerCache(keys, values, self.rows, positions, mask)
             for keys, values in zip(self.keys, self.values, strict=True)
         ]
+
+    def append_codes(self, codes: Tensor) -> Tensor:
+        """Store the codes of the next characters, (B, T); return them with the N codes before them,
+        (B, N + T)."""
+        columns = self.length[:, None] + torch.arange(self.tables + codes.size(1))
+        columns = columns.clamp(max=self.codes.size(1) - 1).to(codes.device)
+        self.codes[self.rows, columns[:, self.tables :]] = codes
+        return self.codes[self.rows, columns]

@@ -283,9 +283,13 @@ def network_arguments(state: dict[str, Any]) -> dict[str, Any]:
     Raises one of CORRUPT_ERRORS if they are missing or of the wrong type.
     """
     given, section = state["hyper_parameters"], state[SECTION]
-    sizes = {f.name: given[f.name] for f in fields(GPTConfig) if f.name != "vocab_size"}
+    numbers = [f.name for f in fields(GPTConfig) if f.name not in ("vocab_size", "ngram_rows")]
+    sizes = {name: given[name] for name in numbers}
     if not all(value is None or isinstance(value, (int, float)) for value in sizes.values()):
         raise ValueError("a size is not a number")
+    sizes["ngram_rows"] = rows = given.get("ngram_rows")  # missing before version 0.2
+    if rows is not None and not all(isinstance(n, int) for n in rows):
+        raise ValueError("the rows of a table are not a number")
     if not isinstance(given["alphabet"], str):
         raise ValueError("the alphabet is not a text")
     return {"alphabet": given["alphabet"], "unit": given.get("unit") or section["unit"], **sizes}

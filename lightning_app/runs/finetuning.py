@@ -35,6 +35,8 @@ def inherit(gpt: GPT, tokenizer: Tokenizer, source: TrainedModel) -> list[str]:
         rows = initial[name].clone()
         rows[to_rows] = weights[name][from_rows]
         weights[name] = rows
+    if "ngrams.codes" in weights:  # the tables are valid for both alphabets
+        weights["ngrams.codes"] = initial["ngrams.codes"]
     gpt.load_state_dict(weights)
     lines = [f"--init_from: {len(shared)} of {len(new)} characters known"]
     if added := [c for c in new if c not in old]:

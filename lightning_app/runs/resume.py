@@ -122,7 +122,8 @@ def check_state(state: dict[str, Any], gpt: GPT, parameters: Sequence[Tensor]) -
         raise ValueError("its optimizer has other parameters")
     for i, p in zip(ids, parameters, strict=True):
         moments = optimizer["state"][i]
-        if not moments or any(m.shape not in ((), p.shape) for m in moments.values()):
+        shapes = ((), p.shape, (len(p), 1))  # a number, moments, a number for each row
+        if not moments or any(m.shape not in shapes for m in moments.values()):
             raise ValueError("its optimizer has other shapes")
         check_finite(moments.values())
 

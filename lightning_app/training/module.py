@@ -32,6 +32,7 @@ from lightning_app.runs.checkpoint import (
     upgrade,
 )
 from lightning_app.torch_internals import set_up_compiler
+from lightning_app.training.clipping import clip_gradients, gradient_norm
 from lightning_app.training.microbatch import MicrobatchedLoss, rows_per_microbatch
 from lightning_app.training.optimizer import MuonAdamW, OptimOptions, parameter_groups
 from lightning_app.training.schedules import ScheduleOptions, set_rates
@@ -67,6 +68,8 @@ class CharGPT(L.LightningModule):
         tie_embeddings: Use one matrix for embedding and logits.
         rope_theta: Base of the rotary positions. The usual 10,000 is made for contexts of
             thousands of characters; in one of 256, most dimensions would hardly rotate.
+        ngram_rows: Rows of the tables that hold a vector for the last 2, 3, ... characters, such as
+            [2048, 16384]: what follows from few characters is looked up, not computed. null: none.
         unit: char, or byte for an alphabet of bytes.
         counts: How often each character occurs in the training text; a text without a prompt
             starts with a draw from this distribution. null: every character is equally likely.
@@ -91,6 +94,7 @@ class CharGPT(L.LightningModule):
         dropout: NonNegativeFloat = 0.0,
         tie_embeddings: bool = False,
         rope_theta: PositiveFloat = 500.0,
+        ngram_rows: list[PositiveInt] | None = None,
         unit: Unit = "char",
         counts: list[int] | None = None,
         optim: OptimOptions | dict[str, Any] | None = None,
@@ -112,6 +116,8 @@ class CharGPT(L.LightningModule):
         sizes = {f.name: self.hparams[f.name] for f in fields(GPTConfig) if f.name in self.hparams}
         config = GPTConfig(vocab_size=len(alphabet), **sizes)
         self.gpt = GPT(config) if gpt is None else gpt
+        if gpt is None and self.gpt.ngrams is not None:
+            self.gpt.ngrams.use_code_points(alphabet)  # for --init_from
         self.tokenizer = Tokenizer(alphabet, unit)
         self.num_samples, self.compile_network = num_samples, compile_network
         self.average = WeightAverage(self.gpt, self.optim.average_decay)
@@ -131,6 +137,11 @@ class CharGPT(L.LightningModule):
 
     def configure_model(self) -> None:
         """For ModelParallelStrategy: each process keeps its part of every block (FSDP2)."""
+        if self.device_mesh is not None and self.gpt.ngrams is not None:
+            raise UserError(
+                "--trainer.strategy sharded cannot divide n-gram tables, whose gradient is sparse; "
+                "use --trainer.strategy ddp, or --model.ngram_rows null"
+            )
         if self.device_mesh is not None and not isinstance(self.gpt, FSDPModule):
             shard(self.gpt, self.device_mesh["data_parallel"])
 
@@ -220,15 +231,12 @@ class CharGPT(L.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip the gradients as the Trainer's flags say; log the norm that they had before."""
-        parameters = [p for p in self.parameters() if p.grad is not None]
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        if gradient_clip_algorithm == "value" and gradient_clip_val:
-            self.gradient_norm = torch.nn.utils.get_total_norm(gradients)
-            torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val)
-        elif gradient_clip_val:
-            self.gradient_norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+        parameters = list(self.parameters())
+        if gradient_clip_val:
+            norm = clip_gradients(parameters, gradient_clip_val, gradient_clip_algorithm)
+            self.gradient_norm = norm
         elif self.is_log_step(self.global_step + 1):
-            self.gradient_norm = torch.nn.utils.get_total_norm(gradients)
+            self.gradient_norm = gradient_norm(parameters)
 
     def optimizer_step(
         self,

@@ -11,6 +11,7 @@ from tests.helpers import checkpoint, same, scalars
 def test_a_resumed_run_equals_an_unbroken_one(folder, main):
     base = ("fit", "--config", "tiny.yaml", "--checkpoint_every_steps", 5, "--model.dropout", 0.1)
     base += ("--optim.average_decay", 0.9, "--optim.final_weight_decay", 0.5)
+    base += ("--model.ngram_rows", [20, 90])
     assert main(*base, "--run", "whole").code == 0
     with pytest.MonkeyPatch.context() as patch:
         stop_at(patch, step=15)

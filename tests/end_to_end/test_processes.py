@@ -25,6 +25,7 @@ EXACT = [
 ]
 SHARDED = ["--trainer.strategy", "sharded", "--optim.average_decay", "0.9"]
 MUON = ["--optim.name", "muon", "--trainer.max_steps", "1"]
+TABLES = ["--model.ngram_rows", "[20,90]"]
 TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.batch_size", "4"]
 
 
@@ -85,11 +86,12 @@ def runs(tmp_path_factory) -> tuple[Path, dict[str, str]]:
     fit_here(folder, "one")
     said = {
         "two": fit(folder, "two", *TWO),
-        "torchrun": fit(folder, "torchrun", *TWO, launcher=torchrun),
+        "torchrun": fit(folder, "torchrun", *TWO, *TABLES, launcher=torchrun),
         "slurm": fit_by_slurm(folder, "slurm", *TWO, *MUON),
         "sharded": fit(folder, "sharded", *TWO, *SHARDED),
     }
     fit_here(folder, "muon", *MUON)
+    fit_here(folder, "tables", *TABLES)
     return folder, said
 
 
@@ -99,15 +101,19 @@ def curve(folder: Path, run: str, tag: str) -> list[tuple[int, float]]:
     return [(x.step, x.value) for x in board.Scalars(tag)]
 
 
-@pytest.mark.parametrize("run", ["two", "torchrun", "sharded"])
-def test_two_processes_at_half_the_batch_follow_one(runs, run):
+@pytest.mark.parametrize(
+    ("alone", "run"), [("one", "two"), ("tables", "torchrun"), ("one", "sharded")]
+)
+def test_two_processes_at_half_the_batch_follow_one(runs, alone, run):
     folder, _ = runs
-    one, other = (curve(folder, name, "train/loss") for name in ("one", run))
+    one, other = (curve(folder, name, "train/loss") for name in (alone, run))
     assert [step for step, _ in other] == [step for step, _ in one] == list(range(1, 51))
     assert [x for _, x in other] == pytest.approx([x for _, x in one], abs=1e-5)
 
 
-@pytest.mark.parametrize(("alone", "run"), [("one", "two"), ("one", "torchrun"), ("muon", "slurm")])
+@pytest.mark.parametrize(
+    ("alone", "run"), [("one", "two"), ("tables", "torchrun"), ("muon", "slurm")]
+)
 def test_validation_by_two_processes_counts_every_character_once(runs, alone, run):
     folder, said = runs
     one, other = (curve(folder, name, "val/loss") for name in (alone, run))
@@ -121,7 +127,7 @@ def test_a_run_of_two_processes_is_used_and_resumed_by_one(runs, main, monkeypat
     monkeypatch.chdir(runs[0])
     done = main("predict", "--run", "two", "--prompt", "ROMEO:")
     assert done.out.startswith("ROMEO:")
-    again = ("fit", "--config", "tiny.yaml", "--run", "torchrun", *EXACT)
+    again = ("fit", "--config", "tiny.yaml", "--run", "torchrun", *EXACT, *TABLES)
     done = main(*again, "--trainer.max_steps", 60)
     assert done.code == 0
     assert "resuming torchrun at step 50 of 60" in done.err

@@ -43,7 +43,9 @@ def test_cached_logits_and_choices_equal_the_references_at_every_step(block_size
     assert np.array_equal(ids, expected_ids)
 
 
-@pytest.mark.parametrize("kind", [{"n_kv_head": 2}, {"tie_embeddings": True}], ids=str)
+@pytest.mark.parametrize(
+    "kind", [{"n_kv_head": 2}, {"tie_embeddings": True}, {"ngram_rows": (20, 50)}], ids=str
+)
 def test_the_engines_agree_for_every_kind_of_network(kind):
     gpt, o = network(6, **kind), options(top_k=3)
     ids, _ = run(gpt, PROMPTS, 20, CachedLogits(), o)

@@ -6,7 +6,8 @@ import torch
 from lightning_app.model.kv_cache import context_length
 from tests.helpers import GPT_KINDS, assert_close, filled_network, random_ids
 
-every_kind = pytest.mark.parametrize("kind", GPT_KINDS)
+KINDS = GPT_KINDS | {"ngrams": {"ngram_rows": (20, 50, 90)}}
+every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 @pytest.mark.parametrize("block_size", [1, 2, 3, 4, 5, 8, 13])
@@ -25,7 +26,7 @@ def test_the_window_grows_by_one_until_it_is_full_and_then_loses_its_older_half(
 @pytest.mark.parametrize("pieces", [[1] * 12, [12], [5, 1, 1, 3, 2]])
 @torch.no_grad()
 def test_cached_logits_equal_uncached_ones_however_the_text_is_cut(kind, pieces):
-    gpt = filled_network(**GPT_KINDS[kind])
+    gpt = filled_network(**KINDS[kind])
     idx = random_ids(gpt, 2, sum(pieces))
     cache = gpt.kv_cache(2)
     parts = [gpt(piece, cache) for piece in idx.split(pieces, dim=1)]
@@ -36,7 +37,7 @@ def test_cached_logits_equal_uncached_ones_however_the_text_is_cut(kind, pieces)
 @every_kind
 @torch.no_grad()
 def test_cached_logits_equal_uncached_ones_at_every_step_in_a_batch_of_different_lengths(kind):
-    gpt = filled_network(**GPT_KINDS[kind])
+    gpt = filled_network(**KINDS[kind])
     lengths, size = torch.tensor([0, 2, 6]), gpt.config.block_size
     idx = random_ids(gpt, 3, size)
     cache = gpt.kv_cache(3)

@@ -1,5 +1,7 @@
 """Laws of fine-tuning: the network is the source's, and each character keeps its weights."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from jsonargparse import Namespace
@@ -57,6 +59,18 @@ def test_it_is_reported_which_characters_are_known_new_and_gone(source):
     ]
     same = inherit(random_network(2), Tokenizer(ALPHABET), source)
     assert same == ["--init_from: 7 of 7 characters known"]
+
+
+@torch.no_grad()
+def test_tables_are_taken_to_the_new_alphabet(source):
+    tables = {"ngram_rows": (20, 50)}
+    old, new = random_network(1, ALPHABET, **tables), random_network(2, OTHER, **tables)
+    old.ngrams.use_code_points(ALPHABET)
+    new.ngrams.use_code_points(OTHER)
+    inherit(new, Tokenizer(OTHER), replace(source, gpt=old))
+    before, after = logits_of(old, "ca天\n", ALPHABET), logits_of(new, "ca天\n", OTHER)
+    for c in set(ALPHABET) & set(OTHER):
+        assert torch.equal(after[c], before[c]), c
 
 
 def test_a_tied_matrix_stays_one_matrix(tmp_path, monkeypatch):

@@ -10,6 +10,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from lightning_app.errors import UserError
+from lightning_app.training.module import CharGPT
 from lightning_app.training.optimizer import MuonAdamW, OptimOptions, parameter_groups
 from lightning_app.training.sharding import (
     ShardedStrategy,
@@ -19,7 +21,7 @@ from lightning_app.training.sharding import (
     shard,
     shard_like,
 )
-from tests.helpers import filled_network, fresh_network, random_ids
+from tests.helpers import filled_network, fresh_network, random_ids, small_model
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +88,10 @@ def test_the_trainer_knows_the_strategy_by_its_name():
     assert isinstance(strategy, ShardedStrategy)
     assert strategy._tensor_parallel_size == 1
     assert not strategy._save_distributed_checkpoint  # a checkpoint is one file
+
+
+def test_n_gram_tables_are_refused_with_the_remedy(monkeypatch):
+    monkeypatch.setattr(CharGPT, "device_mesh", property(lambda self: object()))
+    model = small_model("abc", ngram_rows=[20])
+    with pytest.raises(UserError, match=r"n-gram tables.*ddp"):
+        model.configure_model()

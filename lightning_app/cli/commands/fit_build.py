@@ -206,6 +206,7 @@ def describer(
         for f in fields(GPTConfig)
         if f.name not in ("dropout", "block_size")
     }
+    network["ngram_rows"] = list(network["ngram_rows"]) or None  # as older checkpoints have it
 
     def describe(trainer: Trainer) -> dict[str, Any]:
         accumulate = trainer.accumulate_grad_batches

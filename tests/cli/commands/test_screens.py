@@ -25,10 +25,12 @@ def said_before(**given) -> list[str]:
     """The screen before training, of 100 steps that take 600 seconds, with some of it changed."""
     options = {"device": "cpu", "precision": "32-true", "compile": False, "dev_run": False}
     options |= {"unit": "char", "step": 0, "bounds": {"train": (0, 900), "val": (900, 1000)}}
-    options |= {"share": 1.0}
+    options |= {"share": 1.0, "rows": ()}
     options |= {"interval": 50, "limit": 1.0, "notes": (), "starts": None, "board": True} | given
     o = SimpleNamespace(**options)
-    config = SimpleNamespace(n_layer=3, n_head=2, n_embd=16, block_size=8)
+    gpt = torch.nn.Module()
+    gpt.config = SimpleNamespace(n_layer=3, n_head=2, n_embd=16, block_size=8, ngram_rows=o.rows)
+    gpt.weights = torch.nn.Parameter(torch.zeros(1_230_000))
     corpus = Corpus("/texts/my.txt", (), snap=o.starts is not None)
     text = SimpleNamespace(ids=range(1000), notes=o.notes, starts=o.starts)
     facts = {"device": o.device, "precision": o.precision, "compile": o.compile}
@@ -43,9 +45,7 @@ def said_before(**given) -> list[str]:
             batch_size=4,
             block_size=8,
         ),
-        model=SimpleNamespace(
-            gpt=SimpleNamespace(config=config, parameters=lambda: [torch.zeros(1_230_000)])
-        ),
+        model=SimpleNamespace(gpt=gpt),
         facts=facts | {"global_batch": 4, "block_size": 8},
         trainer=SimpleNamespace(
             max_steps=100,
@@ -86,6 +86,7 @@ def test_before_training_the_data_the_network_the_machine_and_the_run_are_named(
         ({"step": 90}, "10 steps of 32 characters, about a minute or less"),
         ({"compile": True}, "cpu, 32-true, compiled"),
         ({"unit": "byte"}, "100 steps of 32 bytes"),
+        ({"rows": (20, 3000)}, "context 8, n-gram tables of 20, 3,000 rows"),
         ({"share": 0.4}, "other programs use 60% of the processors"),
         ({"dev_run": True}, "run        none: fast_dev_run"),
     ],
