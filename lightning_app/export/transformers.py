@@ -1,15 +1,17 @@
-"""Export of a trained network as a folder that `transformers` opens without custom code.
+"""Export of a trained network as a folder that `transformers` opens.
 
-The network is Qwen3's dense decoder, so its weights only need Qwen3's names. The tokenizer, in the
-format of the `tokenizers` library, has one token per character.
+The network is Qwen3's dense decoder, so its weights only need Qwen3's names, and no custom code.
+Only a network with n-gram tables needs more: the folder then has a copy of modeling_char_gpt.py.
+The tokenizer, in the format of the `tokenizers` library, has one token per character.
 """
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from lightning_app.data.encoding import Unit
 from lightning_app.errors import UserError
@@ -20,11 +22,18 @@ WEIGHT_PREFIXES = {  # ours: Qwen3's
     "lm_head.": "lm_head.",
     "blocks.": "model.layers.",
     "norm.": "model.norm.",
+    "ngrams.": "model.ngrams.",
 }
 BLOCK_PARTS = {
     ".attention_norm.": ".input_layernorm.",
     ".mlp_norm.": ".post_attention_layernorm.",
     ".attention.": ".self_attn.",
+}
+MODELING_FILE = Path(__file__).with_name("modeling_char_gpt.py")
+MODELING_CLASSES = {  # in that file, by the class of transformers that opens the folder
+    "AutoConfig": "CharGPTConfig",
+    "AutoModel": "CharGPTModel",
+    "AutoModelForCausalLM": "CharGPTForCausalLM",
 }
 # transformers encodes this text if `generate` is given stop_strings, whatever the alphabet is. If
 # the alphabet lacks one of its letters, it is a token, with an id that the network does not have.
@@ -39,10 +48,10 @@ def qwen3_name(name: str) -> str:
     return WEIGHT_PREFIXES[prefix] + name.removeprefix(prefix)
 
 
-def qwen3_config(gpt: GPT) -> dict[str, Any]:
+def model_config(gpt: GPT) -> dict[str, Any]:
     """The contents of config.json."""
     c = gpt.config
-    return {
+    config: dict[str, Any] = {
         "architectures": ["Qwen3ForCausalLM"],
         "model_type": "qwen3",
         "vocab_size": c.vocab_size,
@@ -65,6 +74,14 @@ def qwen3_config(gpt: GPT) -> dict[str, Any]:
         "eos_token_id": None,
         "dtype": "float32",
     }
+    if c.ngram_rows:
+        config |= {
+            "architectures": [MODELING_CLASSES["AutoModelForCausalLM"]],
+            "model_type": "char_gpt_ngrams",
+            "auto_map": {k: f"{MODELING_FILE.stem}.{v}" for k, v in MODELING_CLASSES.items()},
+            "ngram_rows": list(c.ngram_rows),
+        }
+    return config
 
 
 def printable_bytes() -> dict[int, str]:
@@ -135,6 +152,11 @@ def write_tokenizer(
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
 
 
+def as_float32(weight: Tensor) -> Tensor:
+    """The weights in float32; integers, which the codes of `NgramTables` are, as they are."""
+    return weight.float() if weight.is_floating_point() else weight
+
+
 def export_transformers(
     gpt: GPT,
     alphabet: str,
@@ -142,18 +164,14 @@ def export_transformers(
     unit: Unit = "char",
     counts: Sequence[int] | None = None,
 ) -> None:
-    """Write config.json, model.safetensors, generation_config.json and the tokenizer's files.
+    """Write config.json, model.safetensors, generation_config.json and the tokenizer's files; with
+    n-gram tables also modeling_char_gpt.py.
 
     The weights are written in float32. `counts` (V,) are the numbers of occurrences of the
     characters in the training text, if known; the rarest pads batches. `folder` must not exist or
     must be empty. Raises UserError for another folder, and if safetensors or tokenizers is not
     installed.
     """
-    if gpt.ngrams is not None:
-        raise UserError(
-            "Qwen3 in transformers has no n-gram tables; export a run that was trained with "
-            "--model.ngram_rows null"
-        )
     try:
         import tokenizers  # noqa: F401
         from safetensors.torch import save_file
@@ -165,12 +183,14 @@ def export_transformers(
         raise UserError(f"--to {folder} exists and is not an empty folder; name another one")
     folder.mkdir(parents=True, exist_ok=True)
     weights = {
-        qwen3_name(name): weight.detach().to(torch.float32).contiguous().cpu()
+        qwen3_name(name): as_float32(weight).detach().contiguous().cpu()
         for name, weight in gpt.state_dict().items()
         if not (gpt.config.tie_embeddings and name == "lm_head.weight")
     }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(qwen3_config(gpt), indent=2))
+    (folder / "config.json").write_text(json.dumps(model_config(gpt), indent=2))
+    if gpt.ngrams is not None:
+        shutil.copyfile(MODELING_FILE, folder / MODELING_FILE.name)
     sampling: dict[str, Any] = {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "top_k": 0}
     # A padding id here would mask that character in every prompt given without an attention mask.
     sampling |= {"eos_token_id": None, "pad_token_id": None}

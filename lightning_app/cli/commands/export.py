@@ -6,7 +6,7 @@ from lightning_app.cli.configs import split_configs
 from lightning_app.cli.loading import add_run_arguments, load_run
 from lightning_app.cli.parsing import Parser
 from lightning_app.errors import program
-from lightning_app.export.transformers import export_transformers
+from lightning_app.export.transformers import MODELING_FILE, export_transformers
 
 
 def make_parser() -> Parser:
@@ -24,6 +24,13 @@ def main(argv: list[str]) -> int:
     counts = trained.info["counts"]
     export_transformers(trained.gpt, tokenizer.alphabet, Path(config.to), tokenizer.unit, counts)
     print(f"wrote {config.to}; open it with transformers:")
-    print(f'  AutoModelForCausalLM.from_pretrained("{config.to}")')
+    tables = trained.gpt.ngrams is not None
+    trust = ", trust_remote_code=True" if tables else ""
+    print(f'  AutoModelForCausalLM.from_pretrained("{config.to}"{trust})')
     print(f'  AutoTokenizer.from_pretrained("{config.to}")')
+    if tables:
+        print(
+            f"trust_remote_code=True lets transformers run {Path(config.to) / MODELING_FILE.name}, "
+            "which computes the n-gram tables; it is a copy of a file of this program"
+        )
     return 0
