@@ -1,6 +1,7 @@
 """A tiny text, a tiny config, and two ways to run the command line: in this process and outside."""
 
 import os
+import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads would only wait on each other
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
@@ -63,3 +64,18 @@ def in_trained(trained, monkeypatch):
     """The folder of `trained` as working folder."""
     monkeypatch.chdir(trained.folder)
     return trained.folder
+
+
+@pytest.fixture(scope="session")
+def modules_folder(tmp_path_factory):
+    """transformers copies the modelling files of exports to a temporary folder, not to the user's.
+
+    Its imports search that folder for the rest of the session.
+    """
+    dynamic_module_utils = pytest.importorskip("transformers.dynamic_module_utils")
+
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("modules")
+        patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(folder))
+        patch.setattr(sys, "path", list(sys.path))
+        yield folder

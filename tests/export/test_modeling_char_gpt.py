@@ -44,19 +44,11 @@ def network(kind: str = "plain") -> GPT:
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
+def folders(tmp_path_factory, modules_folder):
     made = {kind: tmp_path_factory.mktemp("exported") / kind for kind in KINDS}
     for kind, folder in made.items():
         export_transformers(network(kind), ALPHABET, folder)
     return made
-
-
-@pytest.fixture(autouse=True)
-def modules(monkeypatch, tmp_path_factory):
-    """Where transformers copies the modelling file: not to the user's folder."""
-    cache_folder = str(tmp_path_factory.getbasetemp() / "modules")
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", cache_folder)
-    monkeypatch.setattr(sys, "path", list(sys.path))
 
 
 def load(folder, auto=AutoModelForCausalLM):
@@ -64,12 +56,8 @@ def load(folder, auto=AutoModelForCausalLM):
 
 
 @pytest.fixture(scope="module")
-def model(folders, tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        cache_folder = str(tmp_path_factory.getbasetemp() / "modules")
-        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", cache_folder)
-        patch.setattr(sys, "path", list(sys.path))
-        return load(folders["plain"])
+def model(folders):
+    return load(folders["plain"])
 
 
 @pytest.fixture(scope="module")
@@ -194,24 +182,21 @@ def test_several_texts_in_a_row_are_told_apart_by_their_positions(model):
         {"num_beams": 3},
         {"num_beams": 4, "num_return_sequences": 3},
         {"do_sample": True, "num_return_sequences": 3},
-        {"prefill_chunk_size": 4, "use_cache": True},
     ],
     ids=str,
 )
 def test_the_cache_changes_no_generated_text(options, model, batch):
     made = []
-    for use_cache in ({}, {"use_cache": False}):
+    for use_cache in (True, False):
         torch.manual_seed(0)
-        given = {"do_sample": False, "max_new_tokens": 8} | options | use_cache
-        if use_cache:
-            given.pop("prefill_chunk_size", None)
-        made.append(model.generate(**batch, **given))
+        options = {"do_sample": False, "max_new_tokens": 8} | options
+        made.append(model.generate(**batch, **options, use_cache=use_cache))
     assert torch.equal(*made)
 
 
-def test_tokens_that_were_guessed_wrong_leave_nothing_in_the_cache(model):
-    options = {"do_sample": False, "max_new_tokens": 12}
-    made = model.generate(ids("abcabcab"), **options, prompt_lookup_num_tokens=3)
+@pytest.mark.parametrize("option", ["prompt_lookup_num_tokens", "prefill_chunk_size"])
+def test_a_cache_that_is_cropped_or_filled_in_pieces_changes_no_text(option, model):
+    made = model.generate(ids("abcabcab"), do_sample=False, max_new_tokens=12, **{option: 3})
     assert made[0, -12:].tolist() == new_ids("abcabcab", 12)
 
 

@@ -2,24 +2,21 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from lightning_app.export.transformers import MODELING_FILE
 from tests.helpers import is_error
 
 
-def test_the_exported_network_has_the_loss_that_validate_says(in_trained, main, tmp_path):
+def loss_by_transformers(to: Path, text: str, **trust: bool) -> float:
+    """The loss on the validation part of a text, which `validate` says too."""
     transformers = pytest.importorskip("transformers")
-    to = tmp_path / "exported"
-    done = main("export", "--run", "tiny", "--to", to)
-    assert done.code == 0, done.err
-    assert f"wrote {to}" in done.out
-    assert json.loads((to / "config.json").read_text())["model_type"] == "qwen3"
-    model = transformers.AutoModelForCausalLM.from_pretrained(to)
+    model = transformers.AutoModelForCausalLM.from_pretrained(to, **trust)
     tokenizer = transformers.AutoTokenizer.from_pretrained(to)
-    text = (in_trained / "text.txt").read_text()
     first, last = int(len(text) * 0.9), int(len(text) * 0.95)
     training = text[:first]
     assert training.count(tokenizer.pad_token) == min(map(training.count, set(training)))
@@ -30,9 +27,37 @@ def test_the_exported_network_has_the_loss_that_validate_says(in_trained, main, 
             targets = ids[at : min(at + 16, last)]
             logits = model(ids[at - 1 : at - 1 + len(targets)][None]).logits[0]
             total += torch.nn.functional.cross_entropy(logits, targets, reduction="sum").item()
+    return total / (last - first)
+
+
+def test_the_exported_network_has_the_loss_that_validate_says(in_trained, main, tmp_path):
+    to = tmp_path / "exported"
+    done = main("export", "--run", "tiny", "--to", to)
+    assert done.code == 0, done.err
+    assert f"wrote {to}" in done.out
+    assert "trust_remote_code" not in done.out
+    config = json.loads((to / "config.json").read_text())
+    assert config["model_type"] == "qwen3"
+    assert "auto_map" not in config
+    assert not list(to.glob("*.py"))
+    loss = loss_by_transformers(to, (in_trained / "text.txt").read_text())
     printed = main("validate", "--run", "tiny", "--baselines", "false").out
-    loss = float(re.search(r"^loss +([\d.]+)", printed, re.M)[1])
-    assert np.isclose(total / (last - first), loss, atol=2e-6)
+    assert np.isclose(loss, float(re.search(r"^loss +([\d.]+)", printed, re.M)[1]), atol=2e-6)
+
+
+def test_n_gram_tables_are_exported_with_the_file_that_computes_them(folder, main, modules_folder):
+    tables = ("--model.ngram_rows", "[20,90]")
+    assert main("fit", "--config", "tiny.yaml", *tables).code == 0
+    done = main("export", "--run", "tiny", "--to", "exported")
+    assert done.code == 0, done.err
+    assert 'from_pretrained("exported", trust_remote_code=True)' in done.out
+    assert f"lets transformers run {Path('exported/modeling_char_gpt.py')}, " in done.out
+    copied = Path("exported/modeling_char_gpt.py").read_bytes()
+    assert copied == MODELING_FILE.read_bytes()
+    text = Path("text.txt").read_text()
+    loss = loss_by_transformers(Path("exported"), text, trust_remote_code=True)
+    printed = main("validate", "--run", "tiny", "--baselines", "false").out
+    assert np.isclose(loss, float(re.search(r"^loss +([\d.]+)", printed, re.M)[1]), atol=2e-6)
 
 
 def test_a_folder_with_files_is_not_written_to(in_trained, main, tmp_path):
