@@ -6,10 +6,11 @@ of the project that exported the folder.
 
 For n = 2, 3, ..., the last n characters of a position select a row of a table, and the rows are
 added to the character's embedding. The characters before those of a call are in the KV cache: it
-gets one more layer, with their codes as keys. What transformers does to a cache (beam search,
-cropping, repeated rows) is so done to the codes too.
+gets one more layer, with their codes as keys. In this way, whatever transformers does to a cache
+(reordering for beam search, cropping, repeating rows) is also done to the codes.
 
-Shapes: B rows, T characters of a call, S characters with those in the cache, N tables, D sizes.
+Shapes: B rows, T characters of a call, S characters with those in the cache, N tables,
+D = hidden_size.
 """
 
 import inspect
@@ -113,9 +114,8 @@ class CharGPTModel(Qwen3Model):
     ) -> BaseModelOutputWithPast | tuple[Any, ...]:
         if input_ids is None or kwargs.pop("inputs_embeds", None) is not None:
             raise ValueError("a network with n-gram tables needs input_ids, without inputs_embeds")
-        names = [name for name in ("cache", "past_key_values") if name in kwargs]
-        given = [kwargs.pop(name) for name in names]
-        cache = next((c for c in given if c is not None), None)
+        cache, past = kwargs.pop("cache", None), kwargs.pop("past_key_values", None)
+        cache = past if cache is None else cache
         use_cache = kwargs.get("use_cache")
         if cache is None and (self.config.use_cache if use_cache is None else use_cache):
             cache = DynamicCache(config=self.config)
@@ -130,7 +130,6 @@ class CharGPTModel(Qwen3Model):
                     f"{tuple(codes.shape)}: each row's cached and new characters"
                 )
             codes = codes.masked_fill(attention_mask == 0, 0)
-            new = codes[:, -T:]
         before = last_codes(codes, T, tables)  # (B, T, N + 1)
         if position_ids is not None:  # several texts in a row: each starts at position 0
             back = torch.arange(tables + 1, device=codes.device)

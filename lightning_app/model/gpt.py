@@ -3,8 +3,8 @@
 Pre-norm RMSNorm (arXiv 1910.07467), rotary positions (2104.09864), RMS-normalised queries and keys
 (2302.05442), SwiGLU (2002.05202), grouped-query attention (2305.13245), no biases: today's standard
 block. The library `transformers` has it under the name Qwen3, so an exported network needs no
-custom code. The complete decoder is Algorithm 10 of *Formal Algorithms for Transformers*
-(2207.09238).
+custom code, unless it has n-gram tables. The complete decoder is Algorithm 10 of *Formal Algorithms
+for Transformers* (2207.09238).
 
 Shapes: B rows, T characters, S cached positions, V characters in the alphabet, D = n_embd.
 """

@@ -63,7 +63,7 @@ def model(folders):
 @pytest.fixture(scope="module")
 def batch(folders):
     """PROMPTS, padded on the left."""
-    tokenizer = AutoTokenizer.from_pretrained(folders["plain"])
+    tokenizer = AutoTokenizer.from_pretrained(folders["plain"], trust_remote_code=True)
     return tokenizer(PROMPTS, padding=True, return_tensors="pt")
 
 

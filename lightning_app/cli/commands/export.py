@@ -27,10 +27,11 @@ def main(argv: list[str]) -> int:
     tables = trained.gpt.ngrams is not None
     trust = ", trust_remote_code=True" if tables else ""
     print(f'  AutoModelForCausalLM.from_pretrained("{config.to}"{trust})')
-    print(f'  AutoTokenizer.from_pretrained("{config.to}")')
+    print(f'  AutoTokenizer.from_pretrained("{config.to}"{trust})')
     if tables:
+        name = MODELING_FILE.name
         print(
-            f"trust_remote_code=True lets transformers run {Path(config.to) / MODELING_FILE.name}, "
-            "which computes the n-gram tables; it is a copy of a file of this program"
+            f"trust_remote_code=True lets transformers run {Path(config.to) / name}, which "
+            f"computes the n-gram tables; it is a copy of lightning_app/export/{name}"
         )
     return 0

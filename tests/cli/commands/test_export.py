@@ -16,7 +16,7 @@ def loss_by_transformers(to: Path, text: str, **trust: bool) -> float:
     """The loss on the validation part of a text, which `validate` says too."""
     transformers = pytest.importorskip("transformers")
     model = transformers.AutoModelForCausalLM.from_pretrained(to, **trust)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(to)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(to, **trust)
     first, last = int(len(text) * 0.9), int(len(text) * 0.95)
     training = text[:first]
     assert training.count(tokenizer.pad_token) == min(map(training.count, set(training)))
@@ -50,7 +50,7 @@ def test_n_gram_tables_are_exported_with_the_file_that_computes_them(folder, mai
     assert main("fit", "--config", "tiny.yaml", *tables).code == 0
     done = main("export", "--run", "tiny", "--to", "exported")
     assert done.code == 0, done.err
-    assert 'from_pretrained("exported", trust_remote_code=True)' in done.out
+    assert done.out.count('from_pretrained("exported", trust_remote_code=True)') == 2
     assert f"lets transformers run {Path('exported/modeling_char_gpt.py')}, " in done.out
     copied = Path("exported/modeling_char_gpt.py").read_bytes()
     assert copied == MODELING_FILE.read_bytes()
