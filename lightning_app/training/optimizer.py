@@ -59,7 +59,7 @@ class OptimOptions:
     beta1: BelowOne = 0.9
     beta2: BelowOne = 0.95
     momentum: BelowOne = 0.9
-    ngram_learning_rate: Rate = 0.015
+    ngram_learning_rate: Rate = 0.12
     average_decay: BelowOne = 0.0
 
 

@@ -97,6 +97,8 @@ for name, value in (
     ("n_layer", 10**9), ("n_embd", 1 << 40), ("mlp_size", 10**12), ("block_size", 1 << 40),
     ("block_size", 10**7), ("n_head", 0), ("n_embd", -8), ("n_layer", 1.5), ("dropout", 2),
     ("dropout", float("nan")), ("rope_theta", float("inf")), ("n_head", "8"), ("n_layer", None),
+    ("ngram_rows", [20]), ("ngram_rows", [1 << 40]), ("ngram_rows", [1 << 24] * 16),
+    ("ngram_rows", [8] * 10**6), ("ngram_rows", ["8"]), ("ngram_rows", 8), ("ngram_rows", [-8]),
 ):  # fmt: skip
 
     def size(path: Path, name: str = name, value=value) -> None:
@@ -104,7 +106,7 @@ for name, value in (
             checkpoint() | {"hyper_parameters": {"alphabet": ALPHABET, **SIZES, name: value}}, path
         )
 
-    named(f"{name}_{value}", size)
+    named(f"{name}_{str(value)[:30]}", size)
 
 
 @hostile
