@@ -13,7 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from lightning_app.errors import UserError
-from lightning_app.export.transformers import qwen3_config, qwen3_name
+from lightning_app.export.transformers import model_config, qwen3_name
 from lightning_app.generation.generate import generate_compiled, generate_text, sample_rng
 from lightning_app.generation.torch_engine import CachedLogits, generate_torch, uncached_logits
 from lightning_app.hardware import can_compile, multiplies_bf16
@@ -36,7 +36,7 @@ every_kind = pytest.mark.parametrize("kind", GPT_KINDS)
 
 
 def reference(gpt: GPT) -> Qwen3ForCausalLM:
-    qwen3 = Qwen3ForCausalLM(Qwen3Config(**qwen3_config(gpt))).eval()
+    qwen3 = Qwen3ForCausalLM(Qwen3Config(**model_config(gpt))).eval()
     qwen3.load_state_dict({qwen3_name(n): w for n, w in gpt.state_dict().items()})
     return qwen3
 
