@@ -201,6 +201,8 @@ def describer(
     """A function that returns, for a Trainer, the facts about this run for its checkpoints."""
     optim = asdict(model.optim)
     optimizer = optim.pop("name")
+    if not model.gpt.config.ngram_rows:  # it has no effect, and older checkpoints lack it
+        del optim["ngram_learning_rate"]
     network = {
         f.name: getattr(model.gpt.config, f.name)
         for f in fields(GPTConfig)

@@ -196,3 +196,10 @@ def test_slurm_does_not_requeue_by_itself(monkeypatch):
     monkeypatch.setattr(fit_build.TorchElasticEnvironment, "detect", lambda: False)
     slurm, _ = fit_build.plugins()
     assert slurm.auto_requeue is False
+
+
+@pytest.mark.parametrize(("rows", "has_rate"), [("null", False), ("[20]", True)])
+def test_the_rate_of_tables_is_a_fact_of_runs_that_have_tables(folder, rows, has_rate):
+    facts = built("--model.ngram_rows", rows).facts
+    assert ("ngram_learning_rate" in facts["optim"]) == has_rate
+    assert facts["network"]["ngram_rows"] == ([20] if has_rate else None)
