@@ -68,3 +68,12 @@ def test_a_folder_with_files_is_not_written_to(in_trained, main, tmp_path):
 
 def test_a_folder_must_be_named(main):
     is_error(main("export"), "--to", "required")
+
+
+def test_an_unknown_format_is_refused_with_those_that_exist(main):
+    is_error(main("export", "--format", "onnx", "--to", "x"), "--format is onnx", "transformers")
+
+
+def test_weights_are_refused_where_a_format_has_no_choice(main):
+    done = main("export", "--to", "x", "--weights", "f16")
+    is_error(done, "--format transformers has no choice of weights")
