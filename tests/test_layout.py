@@ -40,7 +40,7 @@ def test_the_checkouts_configs_are_found():
 
 def test_pre_commit_has_the_versions_of_the_test_extra():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    pinned = {x for x in project["optional-dependencies"]["test"] if "==" in x}
+    pinned = {x for x in project["optional-dependencies"]["test"] if "==" in x.split(";")[0]}
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
     names = {"ruff-pre-commit": "ruff", "codespell": "codespell"}  # repository: package
     used = {f"{names[x['repo'].split('/')[-1]]}=={x['rev'].removeprefix('v')}" for x in hooks}

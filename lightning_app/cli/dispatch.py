@@ -21,7 +21,7 @@ COMMANDS = {
     "test": "score a run on its test split",
     "predict": "generate text",
     "inspect": "describe a text before training on it",
-    "export": "write a run's network as a folder that transformers can load",
+    "export": "write a run's network for transformers or llama.cpp",
 }
 # Commands whose threads wait for each other in a loop of about 50 microseconds, and then sleep. By
 # default they wait in a loop for milliseconds, which takes the processors from the very thread that

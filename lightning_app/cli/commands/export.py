@@ -1,15 +1,18 @@
 """export: write a trained network in the format of another program."""
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from lightning_app.cli.configs import split_configs
 from lightning_app.cli.loading import add_run_arguments, load_run
 from lightning_app.cli.parsing import Parser
 from lightning_app.errors import UserError, program
+from lightning_app.export.gguf import WEIGHT_FORMATS, GGUFWeights, export_gguf
 from lightning_app.export.transformers import MODELING_FILE, export_transformers
+from lightning_app.generation.sampling import GenerateOptions
 from lightning_app.runs.checkpoint import TrainedModel
 
 
@@ -31,6 +34,14 @@ def write_transformers(trained: TrainedModel, to: Path, weights: str | None) -> 
             f"computes the n-gram tables; it is a copy of lightning_app/export/{name}"
         )
     return "\n".join(lines)
+
+
+def write_gguf(trained: TrainedModel, to: Path, weights: str | None) -> str:
+    tokenizer = trained.tokenizer
+    options = GenerateOptions().updated(**trained.generation)
+    chosen = cast(GGUFWeights, weights)
+    export_gguf(trained.gpt, tokenizer.alphabet, to, tokenizer.unit, chosen, options)
+    return f"wrote {to}; run it with llama.cpp:\n  llama-cli -m {shlex.quote(str(to))}"
 
 
 @dataclass(frozen=True)
@@ -60,6 +71,7 @@ class Format:
 
 FORMATS = {
     "transformers": Format(write_transformers),
+    "gguf": Format(write_gguf, WEIGHT_FORMATS),
 }
 
 
