@@ -1,6 +1,7 @@
 """predict: generate text with a trained network.
 
 The text, with its prompt, goes to standard output. A single text appears while it is generated.
+Without a prompt, on a terminal, the program asks for prompts: type one and Enter, or /help.
 """
 
 import secrets
@@ -26,6 +27,8 @@ from lightning_app.runs.checkpoint import TrainedModel
 
 SEPARATOR = "---"
 TEXT_OPTIONS = ("--prompt", "--stop")
+# With one of these on the command line, predict does not ask for prompts.
+NOT_INTERACTIVE = ("prompt", "prompt_file", "prompt_lines", "num_samples", "check_overlap")
 
 
 def make_parser(with_trainer_flags: bool = False) -> Parser:
@@ -36,7 +39,8 @@ def make_parser(with_trainer_flags: bool = False) -> Parser:
         "--prompt",
         type=str,
         default="",
-        help="Text to continue; if empty, the first character is random.",
+        help="Text to continue; if empty, the first character is random. Without this option, on a "
+        "terminal, the program asks for prompts.",
     )
     add("--prompt_file", type=str | None, help="UTF-8 file with the prompt; - is standard input.")
     add("--prompt_lines", type=bool, default=False, help="Each line of the file is a prompt.")
@@ -74,30 +78,35 @@ def main(argv: list[str]) -> int:
     parser = make_parser(with_trainer)
     config = parser.parse_args(rest)
     given = given_options(parser, rest)
-    config.prompt = texts.pop("prompt", config.prompt)
-    given |= texts  # --stop
+    config.prompt = texts.get("prompt", config.prompt)
+    given |= {name: text for name, text in texts.items() if name == "stop"}
     defaults = config_group(configs, "generate")
-    options = GenerateOptions().updated(**defaults).updated(**given).resolve()
+    options = GenerateOptions().updated(**defaults).updated(**given)
+    options.resolve()  # raises before anything is read
     prompts = read_prompts(config)
     trained = load_run(config, configs).trained
     if not defaults:  # those of the run
-        options = GenerateOptions().updated(**trained.generation).updated(**given).resolve()
+        options = GenerateOptions().updated(**trained.generation).updated(**given)
+    resolved = options.resolve()
     for prompt in prompts:
         trained.tokenizer.encode(prompt, "the prompt")  # raises before anything is printed
     if config.weights != "float32" and with_trainer:
         raise UserError(f"--weights {config.weights} is not for --trainer flags; leave them out")
+    if not with_trainer and asks_for_prompts(parser, rest, texts):
+        return converse(trained, options, config.seed_everything, config.weights)
     training = training_text(trained) if config.check_overlap else None
     seed = config.seed_everything
     if seed is None:
         seed = secrets.randbelow(2**32)
         print(f"seed {seed} (--seed_everything {seed} generates this text again)", file=sys.stderr)
     if with_trainer:
-        generated = predict_with_trainer(parser, config, trained, prompts, options, seed)
+        generated = predict_with_trainer(parser, config, trained, prompts, resolved, seed)
         print(f"\n{SEPARATOR}\n".join(generated))
     else:
-        if torch.cuda.is_available() and config.weights == "float32":
-            trained.gpt.cuda()
-        generated = print_texts(trained, prompts, options, seed, config.num_samples, config.weights)
+        move_to_gpu(trained, config.weights)
+        generated = print_texts(
+            trained, prompts, resolved, seed, config.num_samples, config.weights
+        )
     if training is not None:
         report_copies(trained, generated, training)
     return 0
@@ -108,6 +117,33 @@ def given_options(parser: Parser, arguments: list[str]) -> dict[str, Any]:
     names = {f.name for f in fields(GenerateOptions)}
     given = parser.parse_args(arguments, defaults=False)
     return {name: value for name, value in given.items() if name in names}
+
+
+def asks_for_prompts(parser: Parser, arguments: list[str], texts: dict[str, str]) -> bool:
+    """Whether the program asks for prompts: a person is at the terminal, and none of
+    NOT_INTERACTIVE is on the command line (`arguments`, and `texts` that were taken from it)."""
+    given = {*parser.parse_args(arguments, defaults=False).keys(), *texts}
+    terminal = all(stream and stream.isatty() for stream in (sys.stdin, sys.stdout))
+    return terminal and given.isdisjoint(NOT_INTERACTIVE)
+
+
+def converse(
+    trained: TrainedModel, options: GenerateOptions, seed: int | None, weights: WeightFormat
+) -> int:
+    """Ask for prompts and continue them until the user ends it."""
+    from lightning_app.cli.interactive import COMMANDS, Conversation
+    from lightning_app.cli.line_editor import LineEditor, history_file
+
+    move_to_gpu(trained, weights)
+    editor = LineEditor(COMMANDS, history_file())
+    Conversation(trained, options, seed, weights, editor.read).run()
+    return 0
+
+
+def move_to_gpu(trained: TrainedModel, weights: WeightFormat) -> None:
+    """Use a GPU if there is one; the smaller formats of weights are for a CPU."""
+    if torch.cuda.is_available() and weights == "float32":
+        trained.gpt.cuda()
 
 
 def read_prompts(config: Any) -> list[str]:

@@ -7,7 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from lightning_app.cli.commands.predict import given_options, make_parser, read_prompts
+from lightning_app.cli.commands import predict
+from lightning_app.cli.commands.predict import (
+    NOT_INTERACTIVE,
+    asks_for_prompts,
+    given_options,
+    make_parser,
+    read_prompts,
+)
 from tests.helpers import is_error, refusal, save_run, small_checkpoint
 
 ODD_PROMPTS = ["-x", "--", "--prompt", "1", "null", "true", "a: b", "[1]", "{", "#"]
@@ -119,6 +126,47 @@ def test_characters_outside_the_alphabet_are_refused_before_a_seed_is_chosen(in_
     is_error(done, "'é' (U+00E9", "write 'e'", "'ω' (U+03C9")
     assert done.out == ""
     assert done.err.count("\n") == 1
+
+
+# On a terminal.
+
+
+def stream(terminal: bool) -> SimpleNamespace:
+    return SimpleNamespace(isatty=lambda: terminal)
+
+
+VALUES = ("--prompt=", "--prompt_file=a", "--prompt_lines=true", "--num_samples=1")
+VALUES += ("--check_overlap=false",)
+
+
+def test_only_a_person_who_gives_no_prompt_is_asked_for_prompts(monkeypatch):
+    def asked(*arguments: str, stdin: bool = True, stdout: bool = True, **texts: str) -> bool:
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdin", stream(stdin))
+            patch.setattr(sys, "stdout", stream(stdout))
+            return asks_for_prompts(make_parser(), list(arguments), texts)
+
+    assert asked()
+    assert asked("--run", "a", "--temperature=1", "--seed_everything=7", stop="b")
+    assert not asked(stdin=False)
+    assert not asked(stdout=False)
+    assert not asked(prompt="")
+    assert {v[2:].split("=")[0] for v in VALUES} == set(NOT_INTERACTIVE)
+    assert not any(asked(value) for value in VALUES)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdin", None)
+        assert not asks_for_prompts(make_parser(), [], {})
+
+
+def test_a_prompt_on_a_terminal_is_answered_as_in_a_pipe(in_trained, main, monkeypatch):
+    args = ("predict", "--prompt", "ROMEO:\n", "--seed_everything", 7)
+    piped = main(*args)
+    monkeypatch.setattr(predict, "converse", None)
+    with monkeypatch.context() as patch:
+        for name in ("stdin", "stdout"):
+            patch.setattr(getattr(sys, name), "isatty", lambda: True, raising=False)
+        on_terminal = main(*args)
+    assert (on_terminal.out, on_terminal.err) == (piped.out, piped.err)
 
 
 # Defaults.
