@@ -9,6 +9,7 @@ The weights are float32, bfloat16 (half the bytes), or int8 with a scale for eac
 The reference is `torch_engine.uncached_logits`.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
@@ -16,7 +17,7 @@ import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_app.generation.cpu_kernels import (
     activate_rows,
@@ -89,6 +90,9 @@ def pack_weights(gpt: GPT, weights: WeightFormat = "float32") -> PackedWeights:
     codes = np.zeros(gpt.config.vocab_size, dtype=np.int64)
     if gpt.ngrams is not None:
         tables, codes = as_array(gpt.ngrams.weight.float()), as_array(gpt.ngrams.codes)
+        if weights == "int8":  # only their values are rounded: what is added must be float32
+            rows, scale = quantize(gpt.ngrams.weight.detach().float())
+            tables = rows * scale[:, None]
     with torch.no_grad():
         blocks = [(b.attention_norm, b.attention, b.mlp_norm, b.mlp) for b in gpt.blocks]
         qkv = [
@@ -117,6 +121,33 @@ def pack_weights(gpt: GPT, weights: WeightFormat = "float32") -> PackedWeights:
         )
 
 
+@torch.no_grad()
+def rounded_network(gpt: GPT, packed: PackedWeights) -> GPT:
+    """A copy of the network with the rounded weights, for prefill: a text then has the same keys
+    and values whether it is prefilled or generated."""
+
+    def load(linears: list[nn.Linear], matrix: NDArray, scale: NDArray) -> None:
+        w = torch.from_numpy(matrix)
+        w = (w.view(torch.bfloat16) if w.dtype == torch.uint16 else w).float()
+        w = w * torch.from_numpy(scale)[:, None]
+        parts = w.split([linear.weight.size(0) for linear in linears])
+        for linear, part in zip(linears, parts, strict=True):
+            linear.weight.copy_(part)
+
+    gpt = copy.deepcopy(gpt)
+    for i, block in enumerate(gpt.blocks):
+        a, m = block.attention, block.mlp
+        block.attention_norm.weight.fill_(1)  # the gains are part of the packed matrices
+        block.mlp_norm.weight.fill_(1)
+        load([a.q_proj, a.k_proj, a.v_proj], packed.qkv[i], packed.qkv_scale[i])
+        load([a.o_proj], packed.o[i], packed.o_scale[i])
+        load([m.gate_proj, m.up_proj], packed.gate_up[i], packed.gate_up_scale[i])
+        load([m.down_proj], packed.down[i], packed.down_scale[i])
+    if gpt.ngrams is not None:
+        gpt.ngrams.weight.copy_(torch.from_numpy(packed.ngrams))
+    return gpt
+
+
 def quantize(x: Tensor) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """x as integers from -127 to 127, and a scale for each vector along the last dimension."""
     scale = x.abs().amax(dim=-1).clamp(min=1e-12) / 127
@@ -140,8 +171,8 @@ class CPUEngine:
     """
 
     def __init__(self, gpt: GPT, rows: int, weights: WeightFormat = "float32") -> None:
-        self.gpt, self.rows = gpt, rows
-        self.packed = pack_weights(gpt, weights)
+        self.packed, self.rows = pack_weights(gpt, weights), rows
+        self.gpt = gpt if weights == "float32" else rounded_network(gpt, self.packed)
         rounded = weights != "float32" and rows > 1
         self.dtype = torch.bfloat16 if rounded and multiplies_bf16("cpu") else torch.float32
         shape = gpt.config.cache_shape(rows)

@@ -141,3 +141,17 @@ def test_the_networks_weights_stay_as_they_were():
         steps = generate_compiled(gpt, [[1, 2]] * rows, rngs, options(), weights="int8")
         list(islice(steps, 20))
     assert all(torch.equal(w, before[name]) for name, w in gpt.state_dict().items())
+
+
+@every_kind
+@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+@torch.no_grad()
+def test_rounded_weights_give_the_same_logits_after_a_prefilled_text(kind, weights):
+    gpt = network(block_size=20, **KINDS[kind])
+    ids = text(1, 20)
+    engine = CPUEngine(gpt, 1, weights)
+    engine.prefill([0], [ids[0, :-1].tolist()])
+    actual = torch.from_numpy(engine.next_logits(ids[:, -1].numpy()))
+    torch.testing.assert_close(
+        actual, compiled_logits(gpt, ids, weights)[:, -1], rtol=1e-4, atol=1e-4
+    )

@@ -11,6 +11,7 @@ from lightning_app.cli.loading import add_run_arguments, load_run
 from lightning_app.cli.parsing import Parser
 from lightning_app.errors import UserError, program
 from lightning_app.export.gguf import WEIGHT_FORMATS, GGUFWeights, export_gguf
+from lightning_app.export.page.page import export_page
 from lightning_app.export.transformers import MODELING_FILE, export_transformers
 from lightning_app.generation.sampling import GenerateOptions
 from lightning_app.runs.checkpoint import TrainedModel
@@ -44,6 +45,11 @@ def write_gguf(trained: TrainedModel, to: Path, weights: str | None) -> str:
     return f"wrote {to}; run it with llama.cpp:\n  llama-cli -m {shlex.quote(str(to))}"
 
 
+def write_page(trained: TrainedModel, to: Path, weights: str | None) -> str:
+    export_page(trained, to)
+    return f"wrote {to}; open it in a browser"
+
+
 @dataclass(frozen=True)
 class Format:
     """A format that `export` writes.
@@ -72,6 +78,7 @@ class Format:
 FORMATS = {
     "transformers": Format(write_transformers),
     "gguf": Format(write_gguf, WEIGHT_FORMATS),
+    "page": Format(write_page),
 }
 
 

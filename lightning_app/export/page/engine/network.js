@@ -1,0 +1,192 @@
+// The network, in evaluation: character ids in, logits of the next character out. It is that of
+// model/gpt.py, with the weights of generation/cpu_engine.py: int8 with a scale per row, and every
+// norm's gain multiplied into the matrix that follows it.
+//
+// V characters, D = sizes.embd; `kv` = kvHeads * headDim.
+
+'use strict';
+
+const POSITIONS_PER_PASS = 8; // of a text that is read: the weights are converted once for several
+
+// How many of the last characters of a text of n characters the network sees; as
+// `context_length` in model/kv_cache.py.
+function contextLength(n, blockSize) {
+  if (n <= blockSize) return n;
+  const step = blockSize - Math.floor(blockSize / 2);
+  return n - Math.ceil((n - blockSize) / step) * step;
+}
+
+// The hashes of the last 2, 3, ... codes, the newest at the end of `codes`; as `ngram_hashes` in
+// model/ngrams.py. All arithmetic is that of unsigned 32-bit integers.
+function ngramHashes(codes) {
+  const hashes = [];
+  let h = 0;
+  for (let i = codes.length - 1; i >= 0; i--) {
+    h = Math.imul(h ^ codes[i], 0x735a2d97) >>> 0;
+    h = (h ^ (h >>> 15)) >>> 0;
+    if (i < codes.length - 1) hashes.push(h);
+  }
+  return hashes;
+}
+
+class Network {
+  // sizes, codes, tensors: of the page's model; see `page.py`. weights: Uint8Array of all tensors.
+  // wasm: the contents of kernel.wasm, or null.
+  constructor({ sizes, codes, tensors }, weights, wasm) {
+    this.sizes = sizes;
+    this.codes = codes;
+    const { vocab, blockSize, layers, heads, kvHeads, embd, mlp } = sizes;
+    const headDim = (this.headDim = embd / heads);
+    const kv = (this.kv = kvHeads * headDim);
+    const T = POSITIONS_PER_PASS;
+    const arrays = { // what the network computes with, in numbers of float32
+      cos: (blockSize * headDim) / 2, sin: (blockSize * headDim) / 2,
+      keys: layers * blockSize * kv, values: layers * blockSize * kv,
+      attention: layers * heads * blockSize,
+      x: T * embd, h: T * embd, projected: T * (embd + 2 * kv), attended: T * embd, gateUp: 2 * T * mlp,
+      logits: T * vocab,
+    };
+    const space = Object.values(arrays).reduce((sum, n) => sum + n * 4 + 16, weights.length + 16);
+    const { name, memory, first, functions } = makeKernel(wasm, space);
+    this.kernelName = name;
+    this.kernel = functions;
+    this.memory = memory;
+    new Uint8Array(memory, first).set(weights);
+    this.at = {}; // the first byte of each array and tensor
+    for (const [name, offset] of Object.entries(tensors)) this.at[name] = first + offset;
+    let next = first + Math.ceil(weights.length / 16) * 16;
+    for (const [name, n] of Object.entries(arrays)) {
+      this.at[name] = next;
+      next += Math.ceil((n * 4) / 16) * 16;
+    }
+    this.f32 = new Float32Array(memory);
+    this.i8 = new Int8Array(memory);
+    this.fillPositions();
+    this.read = []; // the ids whose keys and values are in memory
+    this.passes = 0; // how often `forward` was called
+    this.passStart = 0; // the position of its first id
+  }
+
+  // Rotary positions. PyTorch computes the angles in float32, and so does this.
+  fillPositions() {
+    const { blockSize, ropeTheta } = this.sizes, { at, f32, headDim } = this;
+    const half = headDim / 2;
+    for (let j = 0; j < half; j++) {
+      const frequency = Math.fround(ropeTheta ** Math.fround((-2 * j) / headDim));
+      for (let position = 0; position < blockSize; position++) {
+        const angle = Math.fround(position * frequency);
+        f32[at.cos / 4 + position * half + j] = Math.cos(angle);
+        f32[at.sin / 4 + position * half + j] = Math.sin(angle);
+      }
+    }
+  }
+
+  // Logits (V) of the character that follows `window`: 1 to blockSize ids. What is in memory of
+  // the same ids at the same positions is not computed again.
+  logitsAfter(window) {
+    let known = 0;
+    while (known < window.length - 1 && this.read[known] === window[known]) known++;
+    while (known < window.length) {
+      const ids = window.slice(known, known + POSITIONS_PER_PASS);
+      this.forward(ids, known);
+      known += ids.length;
+    }
+    return this.logits(this.read.length - 1 - this.passStart);
+  }
+
+  // A copy of the logits (V) after id t of the last `forward`.
+  logits(t) {
+    const { vocab } = this.sizes, first = this.at.logits / 4 + t * vocab;
+    return this.f32.slice(first, first + vocab);
+  }
+
+  // How much the last position attended to positions 0 to n - 1: an array (n) for each head, of
+  // each layer.
+  attentionWeights(n) {
+    const { layers, heads, blockSize } = this.sizes;
+    return Array.from({ length: layers }, (_, layer) =>
+      Array.from({ length: heads }, (_, head) => {
+        const first = this.at.attention / 4 + (layer * heads + head) * blockSize;
+        return this.f32.slice(first, first + n);
+      }));
+  }
+
+  // Read up to POSITIONS_PER_PASS ids at positions from `position` on. Their keys and values, and
+  // the logits after each, are in memory then.
+  forward(ids, position) {
+    const { vocab, layers, heads, kvHeads, embd, mlp, blockSize } = this.sizes;
+    const { kernel, at, headDim, kv } = this, T = ids.length;
+    this.read.length = position;
+    for (const id of ids) this.read.push(id);
+    this.passStart = position;
+    this.passes++;
+    for (let t = 0; t < T; t++) this.embed(position + t, at.x + 4 * t * embd);
+    for (let layer = 0; layer < layers; layer++) {
+      this.normalizeAll(T);
+      this.multiplyLayer('qkv', layer, at.projected, at.h, embd + 2 * kv, embd, T);
+      for (let t = 0; t < T; t++) this.attendFrom(layer, position + t, t);
+      this.multiplyLayer('o', layer, at.h, at.attended, embd, embd, T);
+      kernel.addTo(at.x, at.h, T * embd);
+      this.normalizeAll(T);
+      this.multiplyLayer('gate_up', layer, at.gateUp, at.h, 2 * mlp, embd, T);
+      kernel.activate(at.gateUp, at.gateUp, mlp, T);
+      this.multiplyLayer('down', layer, at.h, at.gateUp, embd, mlp, T);
+      kernel.addTo(at.x, at.h, T * embd);
+    }
+    this.normalizeAll(T);
+    kernel.multiply(at.logits, at.head, at.h, vocab, embd, T);
+  }
+
+  // x (D) = the embedding of the id at `position`, plus a row of each n-gram table.
+  embed(position, x) {
+    const { embd, ngramRows } = this.sizes, { at, f32, i8, codes } = this;
+    const row = at.embedding / 4 + this.read[position] * embd;
+    f32.copyWithin(x / 4, row, row + embd);
+    const recent = [];
+    for (let i = position - ngramRows.length; i <= position; i++) {
+      recent.push(i < 0 ? 0 : codes[this.read[i]]);
+    }
+    let firstRow = 0;
+    ngramHashes(recent).forEach((hash, table) => {
+      const row = firstRow + (hash % ngramRows[table]), scale = f32[at.ngrams_scale / 4 + row];
+      for (let j = 0; j < embd; j++) f32[x / 4 + j] += i8[at.ngrams + row * embd + j] * scale;
+      firstRow += ngramRows[table];
+    });
+  }
+
+  normalizeAll(T) {
+    const { embd } = this.sizes, { kernel, at } = this;
+    for (let t = 0; t < T; t++) kernel.normalize(at.h + 4 * t * embd, at.x + 4 * t * embd, embd);
+  }
+
+  multiplyLayer(name, layer, out, x, rows, columns, T) {
+    const matrix = this.at[name] + layer * rows * columns;
+    const scale = this.at[`${name}_scale`] + 4 * layer * rows;
+    this.kernel.multiplyInt8(out, matrix, scale, x, rows, columns, T);
+  }
+
+  // Attention of the id at `position`, the t-th of this pass.
+  attendFrom(layer, position, t) {
+    const { heads, kvHeads, embd, blockSize } = this.sizes, { kernel, at, f32, headDim, kv } = this;
+    const bytes = 4 * headDim;
+    const cos = at.cos + 2 * position * headDim, sin = at.sin + 2 * position * headDim;
+    const q = at.projected + 4 * t * (embd + 2 * kv), k = q + 4 * embd, v = k + 4 * kv;
+    const cached = (name, head) => at[name] + (layer * kvHeads + head) * blockSize * bytes;
+    for (let head = 0; head < kvHeads; head++) {
+      kernel.rotate(k + head * bytes, at.k_gain + layer * bytes, cos, sin, headDim);
+      for (const [name, from] of [['keys', k], ['values', v]]) {
+        const first = (from + head * bytes) / 4;
+        f32.copyWithin((cached(name, head) + position * bytes) / 4, first, first + headDim);
+      }
+    }
+    for (let head = 0; head < heads; head++) {
+      kernel.rotate(q + head * bytes, at.q_gain + layer * bytes, cos, sin, headDim);
+      const kvHead = Math.floor((head * kvHeads) / heads);
+      kernel.attend(
+        at.attended + 4 * t * embd + head * bytes,
+        at.attention + 4 * (layer * heads + head) * blockSize,
+        q + head * bytes, cached('keys', kvHead), cached('values', kvHead), position + 1, headDim,
+      );
+    }
+  }
+}
