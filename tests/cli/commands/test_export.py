@@ -98,3 +98,17 @@ def test_weights_that_the_format_does_not_have_are_refused_with_those_it_has(mai
 def test_weights_are_refused_where_a_format_has_no_choice(main):
     done = main("export", "--to", "x", "--weights", "f16")
     is_error(done, "--format transformers has no choice of weights")
+
+
+def test_a_page_is_written_and_not_over_another(in_trained, main, tmp_path):
+    to = tmp_path / "a folder" / "mine.html"
+    done = main("export", "--run", "tiny", "--format", "page", "--to", to)
+    assert done.code == 0, done.err
+    assert f"wrote {to}" in done.out
+    before = to.read_bytes()
+    assert before.startswith(b"<!doctype html>")
+    assert b"text.txt" in before
+    assert str(in_trained).encode() not in before
+    done = main("export", "--run", "tiny", "--format", "page", "--to", to)
+    is_error(done, f"--to {to} exists")
+    assert to.read_bytes() == before
