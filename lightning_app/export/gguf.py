@@ -23,7 +23,7 @@ from lightning_app.model.gpt import GPT, NORM_EPS
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType, GGUFWriter
 
-GGUFWeights = Literal["f32", "f16", "q8_0"]
+GGUFWeights = Literal["f16", "f32", "q8_0"]
 WEIGHT_FORMATS: tuple[GGUFWeights, ...] = get_args(GGUFWeights)
 NAMES = {  # ours: llama.cpp's
     "embedding": "token_embd",
@@ -140,7 +140,7 @@ def export_gguf(
     alphabet: str,
     path: Path,
     unit: Unit = "char",
-    weights: GGUFWeights = "f32",
+    weights: GGUFWeights = "f16",
     options: GenerateOptions | None = None,
 ) -> None:
     """Write the network to `path`, with its tokenizer and its defaults of sampling (`options`).

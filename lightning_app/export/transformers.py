@@ -35,9 +35,10 @@ MODELING_CLASSES = {  # in that file, by the class of transformers that opens th
     "AutoModel": "CharGPTModel",
     "AutoModelForCausalLM": "CharGPTForCausalLM",
 }
-# transformers encodes this text if `generate` is given stop_strings, whatever the alphabet is. If
-# the alphabet lacks one of its letters, it is a token, with an id that the network does not have.
-STOP_STRINGS_PREFIX = "abcdef"
+# Texts that programs encode whatever the alphabet is: transformers if `generate` is given
+# stop_strings, and mlx_lm when it loads the folder. If the alphabet lacks one of the characters of
+# such a text, the text is a token, with an id that the network does not have.
+PROBES = ("abcdef", "a ,b")
 
 
 def qwen3_name(name: str) -> str:
@@ -137,8 +138,8 @@ def write_tokenizer(
     tokenizer.pre_tokenizer, tokenizer.decoder = split, decoder
     if pad is not None:  # not special: special tokens are left out of decoded texts
         tokenizer.add_tokens([AddedToken(pad, normalized=False, special=False)])
-    if not set(STOP_STRINGS_PREFIX) <= set(alphabet):
-        tokenizer.add_tokens([AddedToken(STOP_STRINGS_PREFIX, normalized=False, special=False)])
+    probes = [probe for probe in PROBES if not set(probe) <= set(alphabet)]
+    tokenizer.add_tokens([AddedToken(p, normalized=False, special=False) for p in probes])
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -53,7 +53,7 @@ def files(tmp_path_factory) -> dict[str, Path]:
     """Each kind in float32."""
     folder = tmp_path_factory.mktemp("gguf")
     for kind, (unit, alphabet, _) in KINDS.items():
-        export_gguf(network(kind), alphabet, folder / f"{kind}.gguf", unit)
+        export_gguf(network(kind), alphabet, folder / f"{kind}.gguf", unit, "f32")
     return {kind: folder / f"{kind}.gguf" for kind in KINDS}
 
 
@@ -281,7 +281,7 @@ def test_llama_cpp_computes_nearly_the_same_with_smaller_weights(weights, tmp_pa
 @torch.no_grad()
 def test_llama_cpp_draws_from_the_distribution_of_predict_by_default(given, tmp_path):
     gpt, options = network("ascii"), GenerateOptions(**given).resolve()
-    export_gguf(gpt, ASCII, tmp_path / "x.gguf", options=options)
+    export_gguf(gpt, ASCII, tmp_path / "x.gguf", weights="f32", options=options)
     prompt = "abc, ab"
     logits = gpt(torch.from_numpy(Tokenizer(ASCII).encode(prompt))[None])[0, -1].tolist()
     expected = distribution_by_definition(logits, [c in prompt for c in ASCII], options)
@@ -291,7 +291,13 @@ def test_llama_cpp_draws_from_the_distribution_of_predict_by_default(given, tmp_
 
 
 def test_greedy_options_make_llama_cpp_greedy(tmp_path):
-    export_gguf(network("ascii"), ASCII, tmp_path / "x.gguf", options=GenerateOptions("argmax"))
+    export_gguf(
+        network("ascii"),
+        ASCII,
+        tmp_path / "x.gguf",
+        weights="f32",
+        options=GenerateOptions("argmax"),
+    )
     with running(tmp_path / "x.gguf") as llama:
         texts = {llama.ask("completion", prompt="ab", n_predict=30)["content"] for _ in range(3)}
     assert len(texts) == 1
