@@ -215,7 +215,7 @@ def writing_network(block_size: int = 8, **sizes) -> GPT:
     """A network that says something else after every text: as initialised it says nothing."""
     torch.manual_seed(0)
     sizes = {"n_layer": 2, "n_head": 2, "n_embd": 16, "mlp_size": 24, "n_kv_head": 1} | sizes
-    gpt = GPT(GPTConfig(vocab_size=V, block_size=block_size, **sizes)).eval()
+    gpt = GPT(GPTConfig(**{"vocab_size": V, "block_size": block_size} | sizes)).eval()
     for p in gpt.parameters():
         torch.nn.init.normal_(p, std=1.0 if p.ndim == 1 else 0.4)
     return gpt

@@ -45,13 +45,85 @@ INLINE float exponential_of(float x) { return wasm_f32x4_extract_lane(exponentia
 
 INLINE v128_t clamp(v128_t x) { return wasm_f32x4_max(splat(-80), wasm_f32x4_min(splat(80), x)); }
 
-// `rows` dot products with `count` vectors, for the function below: `count` is a constant there, so
-// that the sums stay in registers.
+INLINE float sum_integers(v128_t x) {
+    return (float)wasm_i32x4_extract_lane(x, 0) + (float)wasm_i32x4_extract_lane(x, 1) +
+           ((float)wasm_i32x4_extract_lane(x, 2) + (float)wasm_i32x4_extract_lane(x, 3));
+}
+
+// x (n), n a multiple of 8, as `high` + `low` / 32768, 16-bit integers, times the scale that is
+// returned: 30 bits, more than a float32 has. Products of 16-bit integers are added in pairs by one
+// instruction, without a conversion of the weights to float32.
+INLINE float split(int16_t *high, int16_t *low, const float *x, int n) {
+    v128_t highest = splat(1e-30f);
+    for (int j = 0; j < n; j += 4) highest = wasm_f32x4_max(highest, wasm_f32x4_abs(load(x + j)));
+    highest = wasm_f32x4_max(highest, wasm_i32x4_shuffle(highest, highest, 2, 3, 0, 1));
+    highest = wasm_f32x4_max(highest, wasm_i32x4_shuffle(highest, highest, 1, 0, 3, 2));
+    float scale = wasm_f32x4_extract_lane(highest, 0) / 32767;
+    v128_t inverse = splat(1 / scale), parts[2][2];
+    for (int j = 0; j < n; j += 8) {
+        for (int i = 0; i < 2; i++) {
+            v128_t y = mul(load(x + j + 4 * i), inverse), nearest = wasm_f32x4_nearest(y);
+            parts[0][i] = wasm_i32x4_trunc_sat_f32x4(nearest);
+            v128_t rest = mul(wasm_f32x4_sub(y, nearest), splat(32768));
+            parts[1][i] = wasm_i32x4_trunc_sat_f32x4(wasm_f32x4_nearest(rest));
+        }
+        wasm_v128_store(high + j, wasm_i16x8_narrow_i32x4(parts[0][0], parts[0][1]));
+        wasm_v128_store(low + j, wasm_i16x8_narrow_i32x4(parts[1][0], parts[1][1]));
+    }
+    return scale;
+}
+
+#define CHUNK 2048 // columns; 32-bit sums of more products could overflow
+
+// `count` rows (1 or 2) times x in `high` and `low`, for n <= CHUNK columns: added to totals.
+INLINE void multiply_rows(float *totals, const int8_t *matrix, int columns, const int16_t *high,
+                          const int16_t *low, int n, const int count) {
+    v128_t sums[2][2];
+    for (int r = 0; r < count; r++) sums[r][0] = sums[r][1] = splat(0);
+    for (int j = 0; j < n; j += 16) {
+        v128_t h0 = wasm_v128_load(high + j), h1 = wasm_v128_load(high + j + 8);
+        v128_t l0 = wasm_v128_load(low + j), l1 = wasm_v128_load(low + j + 8);
+        for (int r = 0; r < count; r++) {
+            v128_t w = wasm_v128_load(matrix + r * columns + j);
+            v128_t w0 = wasm_i16x8_extend_low_i8x16(w), w1 = wasm_i16x8_extend_high_i8x16(w);
+            sums[r][0] = wasm_i32x4_add(sums[r][0], wasm_i32x4_dot_i16x8(w0, h0));
+            sums[r][1] = wasm_i32x4_add(sums[r][1], wasm_i32x4_dot_i16x8(w0, l0));
+            sums[r][0] = wasm_i32x4_add(sums[r][0], wasm_i32x4_dot_i16x8(w1, h1));
+            sums[r][1] = wasm_i32x4_add(sums[r][1], wasm_i32x4_dot_i16x8(w1, l1));
+        }
+    }
+    for (int r = 0; r < count; r++)
+        totals[r] += sum_integers(sums[r][0]) + sum_integers(sums[r][1]) / 32768;
+}
+
+// One vector: see `split`. scratch: 4 bytes for each column.
+INLINE void multiply_vector(float *out, const int8_t *matrix, const float *scale, const float *x,
+                            int rows, int columns, int16_t *scratch) {
+    int whole = columns & ~15;
+    int16_t *high = scratch, *low = scratch + whole;
+    float x_scale = split(high, low, x, whole);
+    for (int row = 0; row < rows; row += 2, matrix += 2 * columns) {
+        int count = row + 1 < rows ? 2 : 1;
+        float totals[2] = {0, 0};
+        for (int j = 0; j < whole; j += CHUNK) {
+            int n = whole - j < CHUNK ? whole - j : CHUNK;
+            if (count == 2) multiply_rows(totals, matrix + j, columns, high + j, low + j, n, 2);
+            else multiply_rows(totals, matrix + j, columns, high + j, low + j, n, 1);
+        }
+        for (int r = 0; r < count; r++) {
+            float total = totals[r] * x_scale;
+            for (int j = whole; j < columns; j++) total += matrix[r * columns + j] * x[j];
+            out[row + r] = total * scale[row + r];
+        }
+    }
+}
+
+// Four vectors, x (4, columns): the weights are converted to float32 once for all of them.
 INLINE void multiply_vectors(float *out, const int8_t *matrix, const float *scale, const float *x,
-                             int rows, int columns, const int count) {
+                             int rows, int columns) {
     for (int row = 0; row < rows; row++, matrix += columns) {
-        v128_t sums[4][2];
-        for (int t = 0; t < count; t++) sums[t][0] = sums[t][1] = splat(0);
+        v128_t sums[4];
+        for (int t = 0; t < 4; t++) sums[t] = splat(0);
         int j = 0;
         for (; j + 16 <= columns; j += 16) {
             v128_t w = wasm_v128_load(matrix + j);
@@ -60,16 +132,15 @@ INLINE void multiply_vectors(float *out, const int8_t *matrix, const float *scal
             v128_t w1 = wasm_f32x4_convert_i32x4(wasm_i32x4_extend_high_i16x8(low));
             v128_t w2 = wasm_f32x4_convert_i32x4(wasm_i32x4_extend_low_i16x8(high));
             v128_t w3 = wasm_f32x4_convert_i32x4(wasm_i32x4_extend_high_i16x8(high));
-            for (int t = 0; t < count; t++) {
+            for (int t = 0; t < 4; t++) {
                 const float *v = x + t * columns + j;
-                sums[t][0] = add(sums[t][0], mul(w0, load(v)));
-                sums[t][1] = add(sums[t][1], mul(w1, load(v + 4)));
-                sums[t][0] = add(sums[t][0], mul(w2, load(v + 8)));
-                sums[t][1] = add(sums[t][1], mul(w3, load(v + 12)));
+                v128_t first = add(mul(w0, load(v)), mul(w1, load(v + 4)));
+                v128_t second = add(mul(w2, load(v + 8)), mul(w3, load(v + 12)));
+                sums[t] = add(sums[t], add(first, second));
             }
         }
-        for (int t = 0; t < count; t++) {
-            float total = sum(add(sums[t][0], sums[t][1]));
+        for (int t = 0; t < 4; t++) {
+            float total = sum(sums[t]);
             for (int k = j; k < columns; k++) total += matrix[k] * x[t * columns + k];
             out[t * rows + row] = total * scale[row];
         }
@@ -77,14 +148,14 @@ INLINE void multiply_vectors(float *out, const int8_t *matrix, const float *scal
 }
 
 // out (count, rows) = scale * (matrix @ x): matrix (rows, columns) int8 with a scale per row, x
-// (count, columns). The matrix is converted once for four vectors.
+// (count, columns); scratch: 4 bytes for each column.
 EXPORT(multiplyInt8)
 void multiply_int8(float *out, const int8_t *matrix, const float *scale, const float *x, int rows,
-                   int columns, int count) {
+                   int columns, int count, int16_t *scratch) {
     for (; count >= 4; count -= 4, out += 4 * rows, x += 4 * columns)
-        multiply_vectors(out, matrix, scale, x, rows, columns, 4);
+        multiply_vectors(out, matrix, scale, x, rows, columns);
     for (; count; count--, out += rows, x += columns)
-        multiply_vectors(out, matrix, scale, x, rows, columns, 1);
+        multiply_vector(out, matrix, scale, x, rows, columns, scratch);
 }
 
 INLINE float dot(const float *a, const float *b, int n) {
@@ -160,6 +231,15 @@ void attend(float *out, float *weights, const float *q, const float *keys, const
     float scale = 1 / (total + sum(totals));
     for (t = 0; t < positions; t++) weights[t] *= scale;
     int j = 0;
+    for (; j + 16 <= n; j += 16) {
+        v128_t mixed[4] = {splat(0), splat(0), splat(0), splat(0)};
+        for (t = 0; t < positions; t++) {
+            v128_t weight = splat(weights[t]);
+            for (int i = 0; i < 4; i++)
+                mixed[i] = add(mixed[i], mul(weight, load(values + t * n + j + 4 * i)));
+        }
+        for (int i = 0; i < 4; i++) wasm_v128_store(out + j + 4 * i, mixed[i]);
+    }
     for (; j + 4 <= n; j += 4) {
         v128_t mixed = splat(0);
         for (t = 0; t < positions; t++)

@@ -44,7 +44,7 @@ class Network {
       keys: layers * blockSize * kv, values: layers * blockSize * kv,
       attention: layers * heads * blockSize,
       x: T * embd, h: T * embd, projected: T * (embd + 2 * kv), attended: T * embd, gateUp: 2 * T * mlp,
-      logits: T * vocab,
+      logits: T * vocab, scratch: Math.max(embd, mlp),
     };
     const space = Object.values(arrays).reduce((sum, n) => sum + n * 4 + 16, weights.length + 16);
     const { name, memory, first, functions } = makeKernel(wasm, space);
@@ -162,7 +162,7 @@ class Network {
   multiplyLayer(name, layer, out, x, rows, columns, T) {
     const matrix = this.at[name] + layer * rows * columns;
     const scale = this.at[`${name}_scale`] + 4 * layer * rows;
-    this.kernel.multiplyInt8(out, matrix, scale, x, rows, columns, T);
+    this.kernel.multiplyInt8(out, matrix, scale, x, rows, columns, T, this.at.scratch);
   }
 
   // Attention of the id at `position`, the t-th of this pass.

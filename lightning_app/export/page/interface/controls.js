@@ -30,10 +30,10 @@ function announce(text) {
 
 const METHODS = {
   prob: 'all characters',
-  top_p: 'top-p: the likeliest that reach a sum',
-  top_k: 'top-k: the k likeliest',
-  min_p: 'min-p: those near the likeliest',
-  argmax: 'always the likeliest',
+  top_p: 'a likely share (top-p)',
+  top_k: 'the k likeliest (top-k)',
+  min_p: 'those near the best (min-p)',
+  argmax: 'only the likeliest',
 };
 
 // Sliders; one with a method is shown with this method only.
@@ -55,13 +55,15 @@ class Settings {
     this.places = [];
   }
 
+  // Add the settings with these names (all, if not given) before what is in `place`.
   addTo(place, names) {
+    const rest = place.firstChild;
     const method = element('label', 'field');
     const select = element('select');
     for (const [name, text] of Object.entries(METHODS)) select.append(new Option(text, name));
     select.dataset.name = 'sampling';
     method.append(element('span', '', 'Choose among'), select);
-    place.append(method);
+    place.insertBefore(method, rest);
     for (const slider of this.sliders.filter(({ name }) => !names || names.includes(name))) {
       const field = element('label', 'field'), label = element('span', '', slider.label);
       const input = element('input'), output = element('output');
@@ -70,10 +72,11 @@ class Settings {
       if (slider.method) field.dataset.method = slider.method;
       label.append(output);
       field.append(label, input);
-      place.append(field);
+      place.insertBefore(field, rest);
     }
     place.addEventListener('input', ({ target }) => {
       const { name } = target.dataset;
+      if (!name) return;
       this.values[name] = name === 'sampling' ? target.value : Number(target.value);
       this.show(target);
       this.onChange();

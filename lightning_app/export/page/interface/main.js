@@ -54,13 +54,17 @@ function startSession(receive) {
   return (message) => deliver(message);
 }
 
+function showStatus(text) {
+  byId('status').textContent = text;
+}
+
 function receive(answer) {
   if (answer.type === 'ready') {
-    byId('status').textContent = `Ready: computes with ${answer.kernel}, loaded in ${Math.round(answer.milliseconds)} ms.`;
+    showStatus(`Ready: computes with ${answer.kernel}, loaded in ${Math.round(answer.milliseconds)} ms.`);
     document.body.dataset.kernel = answer.kernel;
     showWork();
   } else if (answer.type === 'failed') {
-    byId('status').textContent = `It failed: ${answer.error}`;
+    showStatus(`It failed: ${answer.error}`);
     finish();
   } else if (answer.type === 'inspected') {
     if (answer.task === askedAbout && answer.index === view.chosen) inspector.show(answer);
@@ -81,7 +85,7 @@ function addCharacters({ ids, bits }) {
     view.append(ids, bits);
   } else {
     view.setBits(task.made, bits);
-    byId('status').textContent = `Scored ${number.format(task.made + ids.length)} of ${number.format(task.length)}`;
+    if (!task.quiet) showStatus(`Scored ${number.format(task.made + ids.length)} of ${number.format(task.length)}`);
   }
   task.made += ids.length;
   byId('copy').disabled = !view.characters.length;
@@ -95,8 +99,9 @@ function done({ count, seconds }) {
   const said = type === 'generate'
     ? `Generated ${number.format(count)} ${one} (${rate} a second). Seed ${seed} gives this text again.`
     : `Scored ${number.format(count)} ${one} (${rate} a second).`;
+  const { quiet } = task;
   finish();
-  byId('status').textContent = said;
+  if (!quiet) showStatus(said);
   scoreRest();
 }
 
@@ -109,9 +114,9 @@ function stop() {
   const { type, made, seed } = task;
   send({ type: 'stop' });
   finish();
-  byId('status').textContent = type === 'generate'
+  showStatus(type === 'generate'
     ? `Stopped after ${number.format(made)}. Seed ${seed} gives this text again.`
-    : `Stopped after ${number.format(made)}.`;
+    : `Stopped after ${number.format(made)}.`);
 }
 
 function showWork() {
@@ -127,7 +132,8 @@ function scoreRest() {
   const unknown = view.bits.indexOf(null);
   if (task || unknown < 0 || byId('surprise').hidden) return;
   const length = view.bits.lastIndexOf(null) + 1;
-  begin('score', { ids: view.ids, length }, { length });
+  const quiet = length < view.ids.length; // a prompt: what is said of the text stays
+  begin('score', { ids: view.ids, length }, { length, quiet });
 }
 
 function showBits() {
@@ -149,6 +155,12 @@ function onSelect(index) {
   send({ type: 'inspect', task: askedAbout, ids: view.ids.slice(0, index), index });
 }
 
+// Scroll to the text if most of it is below the window.
+function showText() {
+  const card = byId('text').closest('section');
+  if (byId('text').getBoundingClientRect().top > 0.6 * innerHeight) card.scrollIntoView();
+}
+
 function newText() {
   view.select(-1);
   view.clear();
@@ -160,7 +172,7 @@ byId('panel-generate').addEventListener('submit', (event) => {
   if (!prompt.check()) return byId('prompt').focus();
   const typed = byId('seed').value.trim();
   if (typed && !/^\d+$/.test(typed)) {
-    byId('status').textContent = `The seed is ${typed}; give a whole number, or leave it empty for a random one.`;
+    showStatus(`The seed is ${typed}; give a whole number, or leave it empty for a random one.`);
     return byId('seed').focus();
   }
   const seed = typed || String(crypto.getRandomValues(new Uint32Array(1))[0]);
@@ -168,7 +180,8 @@ byId('panel-generate').addEventListener('submit', (event) => {
   const length = byId('length').valueAsNumber;
   newText();
   view.append(ids, [], true);
-  byId('status').textContent = `Generating with seed ${seed}`;
+  showStatus(`Generating with seed ${seed}`);
+  showText();
   begin('generate', { ids, length, seed, options: { ...settings.values } }, { seed });
 });
 
@@ -180,12 +193,13 @@ byId('panel-score').addEventListener('submit', (event) => {
   if (!pasted.check()) return byId('pasted').focus();
   const ids = tokenizer.encode(text);
   if (ids.length > MAX_SCORED) {
-    byId('status').textContent = `The text has ${number.format(ids.length)}; score at most ${number.format(MAX_SCORED)} at once.`;
+    showStatus(`The text has ${number.format(ids.length)}; score at most ${number.format(MAX_SCORED)} at once.`);
     return byId('pasted').focus();
   }
   newText();
   view.append(ids, []);
   byId('coloured').checked = true;
+  showText();
   showColours(); // which scores what is not scored yet
 });
 
@@ -205,10 +219,10 @@ byId('close').addEventListener('click', () => {
 byId('copy').addEventListener('click', async () => {
   try {
     await navigator.clipboard.writeText(view.text);
-    byId('status').textContent = 'Copied.';
+    showStatus('Copied.');
   } catch {
     getSelection().selectAllChildren(byId('text'));
-    byId('status').textContent = 'Selected: press Ctrl+C or Command+C to copy.';
+    showStatus('Selected: press Ctrl+C or Command+C to copy.');
   }
 });
 
