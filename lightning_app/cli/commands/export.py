@@ -42,7 +42,7 @@ def write_gguf(trained: TrainedModel, to: Path, weights: str | None) -> str:
     options = GenerateOptions().updated(**trained.generation)
     chosen = cast(GGUFWeights, weights)
     export_gguf(trained.gpt, tokenizer.alphabet, to, tokenizer.unit, chosen, options)
-    return f"wrote {to}; run it with llama.cpp:\n  llama-cli -m {shlex.quote(str(to))}"
+    return f"wrote {to}; run it with llama.cpp:\n  llama-cli -m {shlex.quote(str(to))} -n 200"
 
 
 def write_page(trained: TrainedModel, to: Path, weights: str | None) -> str:
