@@ -25,7 +25,7 @@ from lightning_app.runs.checkpoint import load
 def together(gpt: GPT, ids: np.ndarray, weights: str) -> np.ndarray:
     """Losses (B, T - 1) in nats."""
     engine = CPUEngine(gpt, len(ids), weights)
-    steps = [engine.next_logits(column) for column in ids[:, :-1].T]
+    steps = [engine.next_logits(np.arange(len(ids)), column) for column in ids[:, :-1].T]
     return losses(np.stack(steps, axis=1), ids)
 
 

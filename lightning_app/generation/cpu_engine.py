@@ -30,7 +30,6 @@ from lightning_app.generation.cpu_kernels import (
     normalize_rows,
 )
 from lightning_app.generation.numba_cache import max_threads
-from lightning_app.generation.sampling import SamplerArgs
 from lightning_app.hardware import multiplies_bf16
 from lightning_app.model.gpt import GPT
 from lightning_app.torch_internals import packed_linear
@@ -165,7 +164,7 @@ class CPUEngine:
 
     Args:
         gpt: The network, in float32; it is not changed.
-        rows: B.
+        rows: B. Each call may be for some of the rows only, and costs no more than those.
         weights: float32 is exact. bfloat16 and int8 round the weights; for several texts they also
             use bfloat16 products, if the CPU has them, and store keys and values in this format.
     """
@@ -230,53 +229,58 @@ class CPUEngine:
 
     def decode(
         self,
+        rows: NDArray[np.int64],
         tokens: NDArray[np.int64],
         uniform: NDArray[np.float64],
         seen: NDArray[np.bool_],
-        sampler: SamplerArgs,
+        samplers: NDArray[np.float64],
     ) -> NDArray[np.int64]:
-        """Generate n ids for each row, (B, n), one per random number of `uniform` (B, n).
+        """Generate c ids for each of n rows, (n, c), one per random number of `uniform` (n, c).
 
-        tokens (B,): each row's last character, which is not in the cache yet. seen (B, V) is True
-        for characters already in the text; it is updated.
+        rows (n,): different numbers from 0 to B - 1. tokens (n,): each row's last character, which
+        is not in the cache yet. seen (B, V) is True for characters already in the text; it is
+        updated. samplers (B, 4): each row's `sampler_args`.
         """
         ids = np.empty(uniform.shape, dtype=np.int64)
-        if self.rows == 1:
+        if len(rows) == 1:
+            row = rows[0]
             decode_row(
-                tokens[0], self.length[0], uniform[0], seen[0], sampler, self.packed, self.cache,
-                ids[0], self.threads,
+                tokens[0], row, self.length[row], uniform[0], seen[row], samplers[row],
+                self.packed, self.cache, ids[0], self.threads,
             )  # fmt: skip
-            self.length += uniform.shape[1]
+            self.length[row] += uniform.shape[1]
             return ids
         for i in range(uniform.shape[1]):
-            drawn = np.empty(self.rows, dtype=np.int64)
-            logits = self.next_logits(tokens)
-            draw_rows(logits, uniform[:, i].copy(), seen, sampler, drawn, self.threads)
-            ids[:, i] = tokens = drawn
+            logits = self.next_logits(rows, tokens)
+            tokens = draw_rows(logits, rows, uniform[:, i].copy(), seen, samplers, self.threads)
+            ids[:, i] = tokens
         return ids
 
-    def next_logits(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Add one character per row, tokens (B,), to the cache; logits (B, V) of the next one."""
+    def next_logits(
+        self, rows: NDArray[np.int64], tokens: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Add one character, tokens (n,), to the cache of each of n `rows`; logits (n, V) of the
+        next one."""
         w, threads = self.packed, self.threads
-        if self.rows == 1:
+        positions = self.length[rows]  # a copy
+        self.length[rows] += 1
+        if len(rows) == 1:
             logits = np.empty((1, len(w.head)), dtype=np.float32)
-            next_logits(tokens[0], self.length[0], w, self.cache, logits[0], threads)
-            self.length += 1
+            next_logits(tokens[0], rows[0], positions[0], w, self.cache, logits[0], threads)
             return logits
-        x = w.embedding[tokens]  # (B, D) float32
+        x = w.embedding[tokens]  # (n, D) float32
         if len(w.ngram_rows):
-            add_ngram_rows(tokens, self.length, w, self.cache, x)
+            add_ngram_rows(tokens, rows, positions, w, self.cache, x)
         h, attended = (torch.empty(x.shape, dtype=self.dtype) for _ in "12")
-        activated = torch.empty(self.rows, w.down.shape[2], dtype=self.dtype)
+        activated = torch.empty(len(rows), w.down.shape[2], dtype=self.dtype)
         h_, attended_, activated_ = map(as_array, (h, attended, activated))  # the same memory
         normalize_rows(x, h_, threads)
         for layer, (qkv, o, gate_up, down) in enumerate(self.products):
-            projected = as_array(qkv(h))  # (B, D + 2 KV)
-            attend_rows(projected, w, layer, self.length, self.cache, attended_, threads)
+            projected = as_array(qkv(h))  # (n, D + 2 KV)
+            attend_rows(projected, w, layer, rows, positions, self.cache, attended_, threads)
             add_rows(x, as_array(o(attended)), w.o_scale[layer], h_, threads)
             activate_rows(as_array(gate_up(h)), w.gate_up_scale[layer], activated_, threads)
             add_rows(x, as_array(down(activated)), w.down_scale[layer], h_, threads)
         final = torch.empty(x.shape)
         normalize_rows(x, as_array(final), threads)
-        self.length += 1
         return as_array(self.head(final))

@@ -4,7 +4,8 @@ For one text they are the complete network; for several texts, everything betwee
 products. `w` is a `cpu_engine.PackedWeights`, `cache` a `cpu_engine.CPUCache`. Functions write
 their results to arrays given by the caller. `threads` is how many threads share the work.
 
-Shapes: B rows (texts), V characters, D = n_embd, KV = n_kv_head * head_dim.
+Shapes: B rows (texts) of the cache, n of them in a call, V characters, D = n_embd,
+KV = n_kv_head * head_dim.
 """
 
 import numpy as np
@@ -220,24 +221,25 @@ def multiply(matrix, scale, x, y, threads):
 
 
 @compiled(fastmath=True, parallel=True)
-def attend_heads(q, cache, layer, position, scores, out, threads):
-    """q and out (n_head, head_dim); the threads share the heads."""
+def attend_heads(q, cache, layer, row, position, scores, out, threads):
+    """One row: q and out (n_head, head_dim); the threads share the heads."""
     heads = q.shape[0]
     per_kv_head = heads // cache.keys.shape[2]
     for thread in prange(threads):
         for i in range(thread * heads // threads, (thread + 1) * heads // threads):
-            attend(q[i], cache, layer, 0, i // per_kv_head, position, scores[i], out[i])
+            attend(q[i], cache, layer, row, i // per_kv_head, position, scores[i], out[i])
 
 
 @compiled(fastmath=True)
-def next_logits(token, position, w, cache, logits, threads):
-    """Add `token` at `position` to the cache; write the logits (V,) of the next character."""
+def next_logits(token, row, position, w, cache, logits, threads):
+    """Add `token` at `position` to a row of the cache; write the logits (V,) of the next
+    character."""
     layers, n_embd = w.qkv.shape[0], w.qkv.shape[2]
     kv_heads, block_size, head_dim = cache.keys.shape[2:]
     heads = n_embd // head_dim
     mlp_size = w.down.shape[2]
     x = w.embedding[token].copy()
-    add_ngrams(token, position, w, cache.codes[0], x)
+    add_ngrams(token, position, w, cache.codes[row], x)
     h = np.empty(n_embd, dtype=np.float32)
     projected = np.empty(w.qkv.shape[1], dtype=np.float32)
     q = projected[:n_embd].reshape(heads, head_dim)
@@ -253,12 +255,14 @@ def next_logits(token, position, w, cache, logits, threads):
             rotate(q[i], w.q_gain[layer], w.cos[position], w.sin[position])
         for i in range(kv_heads):
             rotate(k[i], w.k_gain[layer], w.cos[position], w.sin[position])
-            store_quantized(k[i], cache.keys[layer, 0, i], cache.key_scale[layer, 0, i], position)
             store_quantized(
-                v[i], cache.values[layer, 0, i], cache.value_scale[layer, 0, i], position
+                k[i], cache.keys[layer, row, i], cache.key_scale[layer, row, i], position
+            )
+            store_quantized(
+                v[i], cache.values[layer, row, i], cache.value_scale[layer, row, i], position
             )
         out = attended.reshape(heads, head_dim)
-        attend_heads(q, cache, layer, position, scores, out, threads)
+        attend_heads(q, cache, layer, row, position, scores, out, threads)
         multiply(w.o[layer], w.o_scale[layer], attended, h, threads)
         for j in range(n_embd):
             x[j] += h[j]
@@ -274,36 +278,36 @@ def next_logits(token, position, w, cache, logits, threads):
 
 
 @compiled()
-def decode_row(token, position, uniform, seen, sampler, w, cache, ids, threads):
-    """Generate len(uniform) characters into `ids`, after `token` at `position`.
+def decode_row(token, row, position, uniform, seen, sampler, w, cache, ids, threads):
+    """Generate len(uniform) characters of one row into `ids`, after `token` at `position`.
 
-    `sampler` is what `sampler_args` returns.
+    seen (V,) is updated; sampler (4,) is what `sampler_args` returns.
     """
-    method, limit, temperature, penalty = sampler
     size = w.embedding.shape[0]
     logits = np.empty(size, dtype=np.float32)
     p = np.empty(size, dtype=np.float64)
     for i in range(len(uniform)):
-        next_logits(token, position + i, w, cache, logits, threads)
-        fill_distribution(logits, seen, method, limit, temperature, penalty, p)
+        next_logits(token, row, position + i, w, cache, logits, threads)
+        fill_distribution(logits, seen, int(sampler[0]), sampler[1], sampler[2], sampler[3], p)
         token = draw_one(p, uniform[i])
         seen[token] = True
         ids[i] = token
 
 
-# Several texts: the steps between the matrix products. The threads share the rows.
+# Several texts: the steps between the matrix products. The threads share the rows. `rows` (n,) are
+# the numbers of the rows in the cache.
 
 
 @compiled()
-def add_ngram_rows(tokens, positions, w, cache, x):
-    """`add_ngrams` for each row: tokens and positions (B,), x (B, D)."""
-    for row in range(x.shape[0]):
-        add_ngrams(tokens[row], positions[row], w, cache.codes[row], x[row])
+def add_ngram_rows(tokens, rows, positions, w, cache, x):
+    """`add_ngrams` for each row: tokens and positions (n,), x (n, D)."""
+    for i in range(x.shape[0]):
+        add_ngrams(tokens[i], positions[i], w, cache.codes[rows[i]], x[i])
 
 
 @compiled(fastmath=True, parallel=True)
 def normalize_rows(x, h, threads):
-    """`normalize` for each row of x (B, D) float32, into h (B, D)."""
+    """`normalize` for each row of x (n, D) float32, into h (n, D)."""
     rows = x.shape[0]
     for thread in prange(threads):
         for i in range(thread * rows // threads, (thread + 1) * rows // threads):
@@ -311,13 +315,13 @@ def normalize_rows(x, h, threads):
 
 
 @compiled(fastmath=True, parallel=True)
-def attend_rows(projected, w, layer, positions, cache, out, threads):
+def attend_rows(projected, w, layer, rows, positions, cache, out, threads):
     """Attention of each row's next character, whose keys and values are added to the cache.
 
-    projected (B, D + 2 KV): queries, keys and values before `w.qkv_scale`; positions (B,); out
-    (B, D).
+    projected (n, D + 2 KV): queries, keys and values before `w.qkv_scale`; positions (n,); out
+    (n, D).
     """
-    rows, n_embd = out.shape
+    n, n_embd = out.shape
     kv_heads, block_size, head_dim = cache.keys.shape[2:]
     per_kv_head = n_embd // head_dim // kv_heads
     scale = w.qkv_scale[layer]
@@ -325,36 +329,36 @@ def attend_rows(projected, w, layer, positions, cache, out, threads):
         scores = np.empty(block_size, dtype=np.float32)
         x = np.empty(head_dim, dtype=np.float32)
         attended = np.empty(head_dim, dtype=np.float32)
-        first, last = thread * rows // threads, (thread + 1) * rows // threads
-        for row in range(first, last):
-            position = positions[row]
+        first, last = thread * n // threads, (thread + 1) * n // threads
+        for i in range(first, last):
+            row, position = rows[i], positions[i]
             cos, sin = w.cos[position], w.sin[position]
             for kv_head in range(kv_heads):
                 at = n_embd + kv_head * head_dim
-                dequantize(projected[row, at : at + head_dim], scale[at : at + head_dim], x)
+                dequantize(projected[i, at : at + head_dim], scale[at : at + head_dim], x)
                 rotate(x, w.k_gain[layer], cos, sin)
                 store_quantized(
                     x, cache.keys[layer, row, kv_head], cache.key_scale[layer, row, kv_head],
                     position,
                 )  # fmt: skip
                 at += kv_heads * head_dim
-                dequantize(projected[row, at : at + head_dim], scale[at : at + head_dim], x)
+                dequantize(projected[i, at : at + head_dim], scale[at : at + head_dim], x)
                 store_quantized(
                     x, cache.values[layer, row, kv_head], cache.value_scale[layer, row, kv_head],
                     position,
                 )  # fmt: skip
                 for head in range(kv_head * per_kv_head, (kv_head + 1) * per_kv_head):
                     at = head * head_dim
-                    dequantize(projected[row, at : at + head_dim], scale[at : at + head_dim], x)
+                    dequantize(projected[i, at : at + head_dim], scale[at : at + head_dim], x)
                     rotate(x, w.q_gain[layer], cos, sin)
                     attend(x, cache, layer, row, kv_head, position, scores, attended)
                     for j in range(head_dim):
-                        store(out[row], at + j, attended[j])
+                        store(out[i], at + j, attended[j])
 
 
 @compiled(fastmath=True, parallel=True)
 def add_rows(x, branch, scale, h, threads):
-    """x += branch * scale, then h = `normalize` of x; x (B, D) float32, branch and h (B, D)."""
+    """x += branch * scale, then h = `normalize` of x; x (n, D) float32, branch and h (n, D)."""
     rows = x.shape[0]
     for thread in prange(threads):
         for row in range(thread * rows // threads, (thread + 1) * rows // threads):
@@ -364,7 +368,7 @@ def add_rows(x, branch, scale, h, threads):
 
 @compiled(fastmath=True, parallel=True)
 def activate_rows(gate_up, scale, activated, threads):
-    """activated (B, mlp_size) = silu(gate) * up, for gate_up (B, 2 mlp_size) before `scale`."""
+    """activated (n, mlp_size) = silu(gate) * up, for gate_up (n, 2 mlp_size) before `scale`."""
     rows, mlp_size = activated.shape
     for thread in prange(threads):
         for row in range(thread * rows // threads, (thread + 1) * rows // threads):
@@ -373,16 +377,18 @@ def activate_rows(gate_up, scale, activated, threads):
 
 
 @compiled(parallel=True)
-def draw_rows(logits, uniform, seen, sampler, ids, threads):
-    """Draw the next id of each row into ids (B,), and mark it in seen (B, V).
+def draw_rows(logits, rows, uniform, seen, samplers, threads):
+    """Draw the next id of each row, (n,), and mark it in seen (B, V).
 
-    logits (B, V); uniform (B,); `sampler` is what `sampler_args` returns.
+    logits (n, V); uniform (n,); samplers (B, 4): each row is what `sampler_args` returns.
     """
-    method, limit, temperature, penalty = sampler
-    rows, size = logits.shape
+    n, size = logits.shape
+    ids = np.empty(n, dtype=np.int64)
     for thread in prange(threads):
         p = np.empty(size, dtype=np.float64)
-        for row in range(thread * rows // threads, (thread + 1) * rows // threads):
-            fill_distribution(logits[row], seen[row], method, limit, temperature, penalty, p)
-            ids[row] = draw_one(p, uniform[row])
-            seen[row, ids[row]] = True
+        for i in range(thread * n // threads, (thread + 1) * n // threads):
+            s = samplers[rows[i]]
+            fill_distribution(logits[i], seen[rows[i]], int(s[0]), s[1], s[2], s[3], p)
+            ids[i] = draw_one(p, uniform[i])
+            seen[rows[i], ids[i]] = True
+    return ids

@@ -41,7 +41,8 @@ def generate_compiled(
     histories = [History(prompt, block_size) for prompt in prompts]
     empty = [i for i, prompt in enumerate(prompts) if not prompt]
     seen = characters_seen(prompts, gpt.config.vocab_size)
-    sampler = sampler_args(options)
+    rows = np.arange(len(prompts))
+    samplers = np.array([sampler_args(options)] * len(prompts))
     notice = CompileNotice(
         COMPILING.format("one text" if len(prompts) == 1 else "several texts at once")
     )
@@ -54,7 +55,8 @@ def generate_compiled(
         with notice.active():
             if stale := np.flatnonzero(engine.length != positions).tolist():
                 engine.prefill(stale, [windows[i][:-1] for i in stale])
-            ids = engine.decode(np.array([w[-1] for w in windows]), uniform, seen, sampler)
+            last = np.array([w[-1] for w in windows])
+            ids = engine.decode(rows, last, uniform, seen, samplers)
         if empty:
             ids[empty, 0] = first_ids(unigram, gpt.config.vocab_size, uniform[empty, 0])
             seen[empty] = False

@@ -60,8 +60,10 @@ CACHE_FOLDER = str(cache_folder())
 
 def compiled(fastmath: bool = False, parallel: bool = False) -> Callable[[F], F]:
     """numba.njit, with the compiled code kept on disk if a folder for it can be written: compiling
-    takes seconds, loading does not."""
-    options: dict[str, Any] = {"fastmath": fastmath, "parallel": parallel, "error_model": "numpy"}
+    takes seconds, loading does not. Other threads of Python run during a call, which a server
+    needs."""
+    options: dict[str, Any] = {"fastmath": fastmath, "parallel": parallel, "nogil": True}
+    options["error_model"] = "numpy"
 
     def decorate(function: F) -> F:
         before, CONFIG.CACHE_DIR = CONFIG.CACHE_DIR, CACHE_FOLDER

@@ -15,6 +15,7 @@ from lightning_app.generation.generate import (
     generate_text,
     sample_rng,
 )
+from lightning_app.generation.sampling import sampler_args
 from lightning_app.generation.torch_engine import CachedLogits, generate_torch, uncached_logits
 from lightning_app.model.gpt import GPT
 from tests.helpers import TOKENIZER, UNIGRAM, V, options
@@ -37,7 +38,8 @@ def compiled_logits(
     """Logits (B, T, V) after each of ids (B, T), computed one character at a time."""
     engine = CPUEngine(gpt, len(ids), weights)
     engine.threads = threads
-    steps = [torch.from_numpy(engine.next_logits(tokens)) for tokens in ids.numpy().T]
+    rows = np.arange(len(ids))
+    steps = [torch.from_numpy(engine.next_logits(rows, tokens)) for tokens in ids.numpy().T]
     return torch.stack(steps, dim=1)
 
 
@@ -54,6 +56,49 @@ def test_logits_are_the_networks_at_every_position(kind, threads, rows):
     ids = text(rows, 20)
     actual = compiled_logits(gpt, ids, threads=threads)
     torch.testing.assert_close(actual, gpt(ids), rtol=1e-4, atol=1e-4)
+
+
+@every_kind
+@torch.no_grad()
+def test_a_call_for_some_rows_gives_their_logits_and_leaves_the_others_alone(kind):
+    gpt = network(block_size=20, **KINDS[kind])
+    ids = text(4, 12)
+    engine = CPUEngine(gpt, 4)
+    for rows in [[2], [2, 0], [3, 1, 2], [1], [0, 1, 2, 3], [3], [2, 3], [1, 0], [0], [3, 0, 1]]:
+        at = engine.length[rows]
+        logits = engine.next_logits(np.array(rows), ids[rows, at].numpy())
+        expected = [
+            gpt(ids[row : row + 1, : n + 1])[0, -1] for row, n in zip(rows, at, strict=True)
+        ]
+        torch.testing.assert_close(
+            torch.from_numpy(logits), torch.stack(expected), rtol=1e-4, atol=1e-4
+        )
+    assert engine.length.tolist() == [5, 5, 5, 5]
+
+
+def test_each_row_is_drawn_by_its_own_options():
+    gpt, tokens = network(), np.array([3, 1, 4, 1])
+    given = [
+        options(sampling="argmax"),
+        options(sampling="prob", temperature=2.0),
+        options(top_k=2, repetition_penalty=3.0),
+        options(min_p=0.3, temperature=0.5),
+    ]
+    rngs = np.random.default_rng(3)
+    seen = rngs.random((4, V)) < 0.5
+    uniform = rngs.random((4, 6))
+    samplers = np.array([sampler_args(o) for o in given])
+    together = CPUEngine(gpt, 4).decode(
+        np.arange(4), tokens, uniform, seen_together := seen.copy(), samplers
+    )
+    for row in range(4):  # alone, in another row of an engine
+        seen_alone = np.roll(seen, 1, axis=0)
+        alone = CPUEngine(gpt, 4).decode(
+            np.array([(row + 1) % 4]), tokens[[row]], uniform[[row]], seen_alone,
+            np.roll(samplers, 1, axis=0),
+        )  # fmt: skip
+        assert np.array_equal(alone[0], together[row])
+        assert np.array_equal(seen_alone[(row + 1) % 4], seen_together[row])
 
 
 @pytest.mark.parametrize("rows", [1, 3])
