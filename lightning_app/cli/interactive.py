@@ -18,8 +18,13 @@ from jsonargparse.typing import NonNegativeInt
 
 from lightning_app.cli.parsing import FriendlyErrors, suggestion
 from lightning_app.errors import UserError
-from lightning_app.generation.cpu_engine import WeightFormat
-from lightning_app.generation.generate import collect_texts, generate_ids, sample_rng
+from lightning_app.generation.cpu_engine import CPUEngine
+from lightning_app.generation.generate import (
+    collect_texts,
+    generate_compiled,
+    generate_ids,
+    sample_rng,
+)
 from lightning_app.generation.sampling import GenerateOptions
 from lightning_app.runs.checkpoint import TrainedModel, checkpoint_summary
 
@@ -52,7 +57,7 @@ class Conversation:
         trained: The network.
         options: Of generation, not resolved; commands change them.
         seed: The same for each text, or None for another one each time.
-        weights: The format of the weights on a CPU.
+        engine: Generates, and has measured how many threads are fastest; None on other devices.
         read_line: Returns the user's next line; raises EOFError at the end.
     """
 
@@ -61,11 +66,11 @@ class Conversation:
         trained: TrainedModel,
         options: GenerateOptions,
         seed: int | None,
-        weights: WeightFormat,
+        engine: CPUEngine | None,
         read_line: Callable[[], str],
     ) -> None:
         self.trained, self.options, self.seed = trained, options, seed
-        self.weights, self.read_line = weights, read_line
+        self.engine, self.read_line = engine, read_line
         self.at_start = options, seed
         self.text: str | None = None  # the last one, with its prompt
         self.text_seed: int | None = None
@@ -107,11 +112,15 @@ class Conversation:
         """
         assert self.text is not None
         assert self.text_seed is not None
-        gpt, tokenizer, options = self.trained.gpt, self.trained.tokenizer, self.options.resolve()
+        tokenizer, options = self.trained.tokenizer, self.options.resolve()
         rng = sample_rng(self.text_seed, 0, 0)
         rng.random(self.drawn)
         ids = tokenizer.encode(tokenizer.drop_invalid(self.text)).tolist()
-        steps = generate_ids(gpt, [ids], [rng], options, self.trained.unigram, self.weights)
+        inputs = ([ids], [rng], options, self.trained.unigram)
+        if self.engine:
+            steps = generate_compiled(self.engine, *inputs)
+        else:
+            steps = generate_ids(self.trained.gpt, *inputs)
         with suppress(KeyboardInterrupt):  # the text so far can be continued
             collect_texts(steps, tokenizer, 1, options, self.show)
         print("\n", flush=True)

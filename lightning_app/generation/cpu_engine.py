@@ -2,39 +2,44 @@
 
 One text: the network, the distribution and the draw are one compiled function over packed weights.
 PyTorch's matrix-vector product reaches a third of the memory bandwidth, and each small operation
-costs microseconds. Several texts: PyTorch's matrix products, which from a few rows on are as fast
-as the machine allows, with compiled loops over the rows between them.
+costs microseconds. Several texts, or several characters of a prompt: PyTorch's matrix products,
+which from a few rows on are as fast as the machine allows, with compiled loops between them.
 
 The weights are float32, bfloat16 (half the bytes), or int8 with a scale for each row (a quarter).
 The reference is `torch_engine.uncached_logits`.
 """
 
-import copy
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_app.generation.cpu_kernels import (
     activate_rows,
     add_ngram_rows,
     add_rows,
     attend_rows,
+    cache_keys,
     decode_row,
     draw_rows,
     next_logits,
     normalize_rows,
 )
 from lightning_app.generation.numba_cache import max_threads
+from lightning_app.generation.threads import ThreadChoice
 from lightning_app.hardware import multiplies_bf16
 from lightning_app.model.gpt import GPT
 from lightning_app.torch_internals import packed_linear
 
 WeightFormat = Literal["float32", "bfloat16", "int8"]
+PREFILL_SIZE = 128  # characters that a prefill computes together
 
 
 class PackedWeights(NamedTuple):
@@ -120,33 +125,6 @@ def pack_weights(gpt: GPT, weights: WeightFormat = "float32") -> PackedWeights:
         )
 
 
-@torch.no_grad()
-def rounded_network(gpt: GPT, packed: PackedWeights) -> GPT:
-    """A copy of the network with the rounded weights, for prefill: a text then has the same keys
-    and values whether it is prefilled or generated."""
-
-    def load(linears: list[nn.Linear], matrix: NDArray, scale: NDArray) -> None:
-        w = torch.from_numpy(matrix)
-        w = (w.view(torch.bfloat16) if w.dtype == torch.uint16 else w).float()
-        w = w * torch.from_numpy(scale)[:, None]
-        parts = w.split([linear.weight.size(0) for linear in linears])
-        for linear, part in zip(linears, parts, strict=True):
-            linear.weight.copy_(part)
-
-    gpt = copy.deepcopy(gpt)
-    for i, block in enumerate(gpt.blocks):
-        a, m = block.attention, block.mlp
-        block.attention_norm.weight.fill_(1)  # the gains are part of the packed matrices
-        block.mlp_norm.weight.fill_(1)
-        load([a.q_proj, a.k_proj, a.v_proj], packed.qkv[i], packed.qkv_scale[i])
-        load([a.o_proj], packed.o[i], packed.o_scale[i])
-        load([m.gate_proj, m.up_proj], packed.gate_up[i], packed.gate_up_scale[i])
-        load([m.down_proj], packed.down[i], packed.down_scale[i])
-    if gpt.ngrams is not None:
-        gpt.ngrams.weight.copy_(torch.from_numpy(packed.ngrams))
-    return gpt
-
-
 def quantize(x: Tensor) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """x as integers from -127 to 127, and a scale for each vector along the last dimension."""
     scale = x.abs().amax(dim=-1).clamp(min=1e-12) / 127
@@ -167,11 +145,19 @@ class CPUEngine:
         rows: B. Each call may be for some of the rows only, and costs no more than those.
         weights: float32 is exact. bfloat16 and int8 round the weights; for several texts they also
             use bfloat16 products, if the CPU has them, and store keys and values in this format.
+        threads: How many threads compute. None chooses by measuring, up to PyTorch's number of
+            threads; the results are the same, bit for bit.
     """
 
-    def __init__(self, gpt: GPT, rows: int, weights: WeightFormat = "float32") -> None:
-        self.packed, self.rows = pack_weights(gpt, weights), rows
-        self.gpt = gpt if weights == "float32" else rounded_network(gpt, self.packed)
+    def __init__(
+        self,
+        gpt: GPT,
+        rows: int,
+        weights: WeightFormat = "float32",
+        threads: int | None = None,
+    ) -> None:
+        self.gpt, self.rows = gpt, rows
+        self.packed = pack_weights(gpt, weights)
         rounded = weights != "float32" and rows > 1
         self.dtype = torch.bfloat16 if rounded and multiplies_bf16("cpu") else torch.float32
         shape = gpt.config.cache_shape(rows)
@@ -182,50 +168,66 @@ class CPUEngine:
         codes = np.zeros((rows, len(gpt.config.ngram_rows) + shape[3]), dtype=np.int64)
         self.cache = CPUCache(keys, values, key_scale, value_scale, codes)
         self.length = np.zeros(rows, dtype=np.int64)  # (B,) characters in the cache
-        self.threads = min(torch.get_num_threads(), max_threads())
-        numba.set_num_threads(self.threads)
-        if rows > 1:
-            w = self.packed
-            self.products = [
-                [self.product(m[layer]) for m in (w.qkv, w.o, w.gate_up, w.down)]
-                for layer in range(gpt.config.n_layer)
-            ]
-            self.head = packed_linear(torch.from_numpy(w.head), rows)
+        most = min(torch.get_num_threads(), max_threads())
+        # Each has its own, because they compute different things.
+        self.prefill_threads = ThreadChoice(most, threads)
+        self.decode_threads = ThreadChoice(most, threads)
+        self.threads = threads or most  # of the present call
+
+    @cached_property
+    def products(self) -> list[list[Callable[[Tensor], Tensor]]]:
+        """The matrix products of each layer: qkv, o, gate_up, down."""
+        w = self.packed
+        return [
+            [self.product(m[layer]) for m in (w.qkv, w.o, w.gate_up, w.down)]
+            for layer in range(self.gpt.config.n_layer)
+        ]
+
+    @cached_property
+    def head(self) -> Callable[[Tensor], Tensor]:
+        return packed_linear(torch.from_numpy(self.packed.head), self.rows)
 
     def product(self, matrix: NDArray) -> Callable[[Tensor], Tensor]:
-        """A function x (B, columns) -> x @ matrix.T, for matrix (rows, columns)."""
+        """A function x (n, columns) -> x @ matrix.T, for matrix (rows, columns)."""
         w = torch.from_numpy(matrix)
         w = w.view(torch.bfloat16) if w.dtype == torch.uint16 else w
-        return packed_linear(w.to(self.dtype), self.rows)
+        return packed_linear(w.to(self.dtype), self.rows if self.rows > 1 else PREFILL_SIZE)
+
+    @contextmanager
+    def measured(self, choice: ThreadChoice, size: int) -> Iterator[None]:
+        """A context with the chosen number of threads, in which a call of this size is timed."""
+        self.threads, before = choice.next(), torch.get_num_threads()
+        numba.set_num_threads(min(self.threads, max_threads()))
+        torch.set_num_threads(self.threads)
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+        choice.record(self.threads, time.perf_counter() - start, size)
 
     def prefill(self, rows: Sequence[int], windows: Sequence[Sequence[int]]) -> None:
         """Replace the cached text of `rows` by `windows`.
 
-        PyTorch computes the keys and values; a window that several rows share, only once.
+        A window that several rows share is computed only once.
         """
-        distinct = {window: i for i, window in enumerate(dict.fromkeys(map(tuple, windows)))}
-        longest = max(map(len, distinct))
         self.length[rows] = [len(w) for w in windows]
-        first = len(self.packed.ngram_rows)
+        first: dict[tuple[int, ...], int] = {}  # each window, and the first row that has it
         for row, window in zip(rows, windows, strict=True):
-            self.cache.codes[row, first : first + len(window)] = self.packed.codes[list(window)]
-        if not longest:
-            return
-        padded = [[*w, *[0] * (longest - len(w))] for w in distinct]  # on the right
-        prefilled = self.gpt.kv_cache(len(distinct))
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            self.gpt.forward(torch.tensor(padded), prefilled)
-        sources = [distinct[tuple(w)] for w in windows]
-        cache = self.cache
-        for x, stored, scale in (
-            (prefilled.keys[:, sources], cache.keys, cache.key_scale),
-            (prefilled.values[:, sources], cache.values, cache.value_scale),
-        ):
-            if stored.dtype == np.int8:
-                stored[:, rows], scale[:, rows] = quantize(x)
-            else:
-                x = x.bfloat16() if stored.dtype == np.uint16 else x.float()
-                stored[:, rows] = as_array(x)
+            first.setdefault(tuple(window), row)
+        lengths = [len(window) for window in first]
+        tokens = np.array([token for window in first for token in window], dtype=np.int64)
+        cache_rows = np.repeat(np.array([*first.values()], dtype=np.int64), lengths)
+        positions = np.concatenate([np.arange(n, dtype=np.int64) for n in lengths])
+        for start in range(0, len(tokens), PREFILL_SIZE):
+            part = slice(start, start + PREFILL_SIZE)
+            with self.measured(self.prefill_threads, len(tokens[part])):
+                self.forward(cache_rows[part], tokens[part], positions[part])
+        for row, window in zip(rows, windows, strict=True):
+            if (source := first[tuple(window)]) != row:
+                for layers in self.cache[:4]:  # keys, values, their scales: (L, B, ...)
+                    layers[:, row] = layers[:, source]
+                self.cache.codes[row] = self.cache.codes[source]
 
     def decode(
         self,
@@ -242,18 +244,19 @@ class CPUEngine:
         updated. samplers (B, 4): each row's `sampler_args`.
         """
         ids = np.empty(uniform.shape, dtype=np.int64)
-        if len(rows) == 1:
-            row = rows[0]
-            decode_row(
-                tokens[0], row, self.length[row], uniform[0], seen[row], samplers[row],
-                self.packed, self.cache, ids[0], self.threads,
-            )  # fmt: skip
-            self.length[row] += uniform.shape[1]
-            return ids
-        for i in range(uniform.shape[1]):
-            logits = self.next_logits(rows, tokens)
-            tokens = draw_rows(logits, rows, uniform[:, i].copy(), seen, samplers, self.threads)
-            ids[:, i] = tokens
+        with self.measured(self.decode_threads, uniform.size):
+            if len(rows) == 1:
+                row = rows[0]
+                decode_row(
+                    tokens[0], row, self.length[row], uniform[0], seen[row], samplers[row],
+                    self.packed, self.cache, ids[0], self.threads,
+                )  # fmt: skip
+                self.length[row] += uniform.shape[1]
+                return ids
+            for i in range(uniform.shape[1]):
+                logits = self.next_logits(rows, tokens)
+                tokens = draw_rows(logits, rows, uniform[:, i].copy(), seen, samplers, self.threads)
+                ids[:, i] = tokens
         return ids
 
     def next_logits(
@@ -261,13 +264,27 @@ class CPUEngine:
     ) -> NDArray[np.float32]:
         """Add one character, tokens (n,), to the cache of each of n `rows`; logits (n, V) of the
         next one."""
-        w, threads = self.packed, self.threads
+        w = self.packed
         positions = self.length[rows]  # a copy
         self.length[rows] += 1
         if len(rows) == 1:
             logits = np.empty((1, len(w.head)), dtype=np.float32)
-            next_logits(tokens[0], rows[0], positions[0], w, self.cache, logits[0], threads)
+            next_logits(tokens[0], rows[0], positions[0], w, self.cache, logits[0], self.threads)
             return logits
+        x = self.forward(rows, tokens, positions)
+        final = torch.empty(x.shape)
+        normalize_rows(x, as_array(final), self.threads)
+        return as_array(self.head(final))
+
+    def forward(
+        self, rows: NDArray[np.int64], tokens: NDArray[np.int64], positions: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Add n characters to the cache; the output of the last block, (n, D).
+
+        rows, tokens, positions (n,): where each is, and its id. The characters before it are in the
+        cache, or earlier among the n.
+        """
+        w, threads = self.packed, self.threads
         x = w.embedding[tokens]  # (n, D) float32
         if len(w.ngram_rows):
             add_ngram_rows(tokens, rows, positions, w, self.cache, x)
@@ -277,10 +294,9 @@ class CPUEngine:
         normalize_rows(x, h_, threads)
         for layer, (qkv, o, gate_up, down) in enumerate(self.products):
             projected = as_array(qkv(h))  # (n, D + 2 KV)
+            cache_keys(projected, w, layer, rows, positions, self.cache, threads)
             attend_rows(projected, w, layer, rows, positions, self.cache, attended_, threads)
             add_rows(x, as_array(o(attended)), w.o_scale[layer], h_, threads)
             activate_rows(as_array(gate_up(h)), w.gate_up_scale[layer], activated_, threads)
             add_rows(x, as_array(down(activated)), w.down_scale[layer], h_, threads)
-        final = torch.empty(x.shape)
-        normalize_rows(x, as_array(final), threads)
-        return as_array(self.head(final))
+        return x

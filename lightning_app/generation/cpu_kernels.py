@@ -1,8 +1,10 @@
 """The compiled loops of the CPU engine.
 
-For one text they are the complete network; for several texts, everything between PyTorch's matrix
-products. `w` is a `cpu_engine.PackedWeights`, `cache` a `cpu_engine.CPUCache`. Functions write
-their results to arrays given by the caller. `threads` is how many threads share the work.
+For the next character of one text they are the complete network; for several characters at once,
+everything between PyTorch's matrix products. `w` is a `cpu_engine.PackedWeights`, `cache` a
+`cpu_engine.CPUCache`. Functions write their results to arrays given by the caller. `threads` is how
+many threads share the work. One of them computes each number, in an order that does not depend on
+how many there are, so the results are the same, bit for bit.
 
 Shapes: B rows (texts) of the cache, n of them in a call, V characters, D = n_embd,
 KV = n_kv_head * head_dim.
@@ -294,8 +296,8 @@ def decode_row(token, row, position, uniform, seen, sampler, w, cache, ids, thre
         ids[i] = token
 
 
-# Several texts: the steps between the matrix products. The threads share the rows. `rows` (n,) are
-# the numbers of the rows in the cache.
+# Several characters, of several texts or of one: the steps between the matrix products. The threads
+# share the characters. `rows` (n,) are the numbers of their rows in the cache.
 
 
 @compiled()
@@ -315,45 +317,57 @@ def normalize_rows(x, h, threads):
 
 
 @compiled(fastmath=True, parallel=True)
-def attend_rows(projected, w, layer, rows, positions, cache, out, threads):
-    """Attention of each row's next character, whose keys and values are added to the cache.
+def cache_keys(projected, w, layer, rows, positions, cache, threads):
+    """Add the keys and values of n characters to the cache.
 
-    projected (n, D + 2 KV): queries, keys and values before `w.qkv_scale`; positions (n,); out
-    (n, D).
+    projected (n, D + 2 KV): queries, keys and values before `w.qkv_scale`; positions (n,).
+    """
+    n = projected.shape[0]
+    kv_heads, head_dim = cache.keys.shape[2], cache.keys.shape[4]
+    n_embd = projected.shape[1] - 2 * kv_heads * head_dim
+    scale = w.qkv_scale[layer]
+    for thread in prange(threads):
+        x = np.empty(head_dim, dtype=np.float32)
+        for i in range(thread * n // threads, (thread + 1) * n // threads):
+            row, position = rows[i], positions[i]
+            for head in range(kv_heads):
+                at = n_embd + head * head_dim
+                dequantize(projected[i, at : at + head_dim], scale[at : at + head_dim], x)
+                rotate(x, w.k_gain[layer], w.cos[position], w.sin[position])
+                store_quantized(
+                    x, cache.keys[layer, row, head], cache.key_scale[layer, row, head], position
+                )
+                at += kv_heads * head_dim
+                dequantize(projected[i, at : at + head_dim], scale[at : at + head_dim], x)
+                store_quantized(
+                    x, cache.values[layer, row, head], cache.value_scale[layer, row, head], position
+                )
+
+
+@compiled(fastmath=True, parallel=True)
+def attend_rows(projected, w, layer, rows, positions, cache, out, threads):
+    """Attention of n characters to those up to themselves, whose keys are in the cache.
+
+    projected (n, D + 2 KV) as in `cache_keys`; positions (n,); out (n, D).
     """
     n, n_embd = out.shape
     kv_heads, block_size, head_dim = cache.keys.shape[2:]
-    per_kv_head = n_embd // head_dim // kv_heads
+    heads = n_embd // head_dim
     scale = w.qkv_scale[layer]
     for thread in prange(threads):
         scores = np.empty(block_size, dtype=np.float32)
         x = np.empty(head_dim, dtype=np.float32)
         attended = np.empty(head_dim, dtype=np.float32)
-        first, last = thread * n // threads, (thread + 1) * n // threads
-        for i in range(first, last):
+        for i in range(thread, n, threads):  # in turns: the later ones of a text take longer
             row, position = rows[i], positions[i]
-            cos, sin = w.cos[position], w.sin[position]
-            for kv_head in range(kv_heads):
-                at = n_embd + kv_head * head_dim
+            for head in range(heads):
+                at = head * head_dim
                 dequantize(projected[i, at : at + head_dim], scale[at : at + head_dim], x)
-                rotate(x, w.k_gain[layer], cos, sin)
-                store_quantized(
-                    x, cache.keys[layer, row, kv_head], cache.key_scale[layer, row, kv_head],
-                    position,
-                )  # fmt: skip
-                at += kv_heads * head_dim
-                dequantize(projected[i, at : at + head_dim], scale[at : at + head_dim], x)
-                store_quantized(
-                    x, cache.values[layer, row, kv_head], cache.value_scale[layer, row, kv_head],
-                    position,
-                )  # fmt: skip
-                for head in range(kv_head * per_kv_head, (kv_head + 1) * per_kv_head):
-                    at = head * head_dim
-                    dequantize(projected[i, at : at + head_dim], scale[at : at + head_dim], x)
-                    rotate(x, w.q_gain[layer], cos, sin)
-                    attend(x, cache, layer, row, kv_head, position, scores, attended)
-                    for j in range(head_dim):
-                        store(out[i], at + j, attended[j])
+                rotate(x, w.q_gain[layer], w.cos[position], w.sin[position])
+                kv_head = head * kv_heads // heads
+                attend(x, cache, layer, row, kv_head, position, scores, attended)
+                for j in range(head_dim):
+                    store(out[i], at + j, attended[j])
 
 
 @compiled(fastmath=True, parallel=True)

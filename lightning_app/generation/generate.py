@@ -28,16 +28,16 @@ COMPILING = "compiling for {}: once on this machine, about ten seconds"
 
 @torch.no_grad()
 def generate_compiled(
-    gpt: GPT,
+    engine: CPUEngine,
     prompts: Sequence[Sequence[int]],
     rngs: Sequence[np.random.Generator],
     options: GenerateOptions,
     unigram: NDArray[np.float64] | None = None,
-    weights: WeightFormat = "float32",
 ) -> Iterator[NDArray[np.int64]]:
-    """`generate_ids` by the compiled engine."""
+    """`generate_ids` by a compiled engine for as many rows, which may have been used before."""
+    gpt = engine.gpt
     block_size = gpt.config.block_size
-    engine = CPUEngine(gpt, len(prompts), weights)
+    engine.length[:] = -1  # no row is in the cache
     histories = [History(prompt, block_size) for prompt in prompts]
     empty = [i for i, prompt in enumerate(prompts) if not prompt]
     seen = characters_seen(prompts, gpt.config.vocab_size)
@@ -82,6 +82,7 @@ def generate_ids(
     options: GenerateOptions,
     unigram: NDArray[np.float64] | None = None,
     weights: WeightFormat = "float32",
+    threads: int | None = None,
 ) -> Iterator[NDArray[np.int64]]:
     """Yield the next id of every row, (B,), without end.
 
@@ -89,14 +90,21 @@ def generate_ids(
         is drawn from `unigram` (V,), or uniformly from the alphabet if that is None.
     rngs: Each row's random numbers, one per character.
     options: Resolved options; max_new_tokens and stop are not applied here.
+    weights, threads: Those of `CPUEngine`; not used on other devices.
 
     Call with the network in evaluation mode.
     """
+    if has_cpu_engine(gpt):
+        engine = CPUEngine(gpt, len(prompts), weights, threads)
+        return generate_compiled(engine, prompts, rngs, options, unigram)
+    return generate_torch(gpt, prompts, rngs, options, unigram, CachedLogits())
+
+
+def has_cpu_engine(gpt: GPT) -> bool:
+    """Whether the compiled engine can generate with this network: on a CPU, in float32."""
     weight = gpt.embedding.weight
     float32 = weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    if weight.device.type == "cpu" and float32:
-        return generate_compiled(gpt, prompts, rngs, options, unigram, weights)
-    return generate_torch(gpt, prompts, rngs, options, unigram, CachedLogits())
+    return weight.device.type == "cpu" and float32
 
 
 def generate_text(
@@ -109,6 +117,7 @@ def generate_text(
     unigram: NDArray[np.float64] | None = None,
     on_characters: Callable[[list[str]], None] | None = None,
     weights: WeightFormat = "float32",
+    threads: int | None = None,
 ) -> Iterator[str]:
     """Yield the continuation of each prompt, `num_samples` times; prompts are not included.
 
@@ -122,7 +131,8 @@ def generate_text(
         an empty prompt is drawn; if None, it is drawn uniformly from the alphabet.
     on_characters: Called after each character with the new text of each row of the current batch
         ('' for a text that has ended, or for a byte that completes no character).
-    weights: The format of the weights on a CPU; other devices ignore it.
+    weights, threads: On a CPU, the format of the weights and the number of threads (None: chosen by
+        measuring); other devices ignore them. The text does not depend on the threads.
 
     Raises UserError for a prompt with characters outside the alphabet, and for options that
     contradict each other.
@@ -138,7 +148,8 @@ def generate_text(
             [sample_rng(seed, i, j) for i, j in batch],
             options,
             unigram,
-            weights=weights,
+            weights,
+            threads,
         )
         yield from collect_texts(steps, tokenizer, len(batch), options, on_characters)
 

@@ -18,6 +18,7 @@ from lightning_app.cli.interactive import (
     shown,
     unescape,
 )
+from lightning_app.generation.cpu_engine import CPUEngine
 from lightning_app.generation.generate import generate_text
 from lightning_app.generation.sampling import GenerateOptions
 from lightning_app.runs.checkpoint import SECTION, TrainedModel, load
@@ -48,7 +49,7 @@ def talk(model, capsys):
             except StopIteration:
                 raise EOFError from None
 
-        Conversation(model, RUN_OPTIONS, seed, "float32", read_line).run()
+        Conversation(model, RUN_OPTIONS, seed, CPUEngine(model.gpt, 1), read_line).run()
         return capsys.readouterr()
 
     return typed

@@ -134,7 +134,8 @@ def test_greedy_text_is_the_references_over_many_windows(block_size, prompts):
     rngs = [sample_rng(1, i, 0) for i in range(len(prompts))]
     reference = generate_torch(gpt, prompts, rngs, o, None, uncached_logits)
     expected = np.stack(list(islice(reference, 60)))
-    assert np.array_equal(list(islice(generate_compiled(gpt, prompts, rngs, o), 60)), expected)
+    steps = generate_compiled(CPUEngine(gpt, len(prompts)), prompts, rngs, o)
+    assert np.array_equal(list(islice(steps, 60)), expected)
 
 
 @pytest.mark.parametrize(
@@ -168,11 +169,45 @@ def test_a_text_does_not_depend_on_the_other_texts_of_its_batch():
     assert len(set(several)) == 15
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
+def test_results_do_not_depend_on_the_number_of_threads_bit_for_bit(rows, weights):
+    gpt = network(200, n_head=6, n_kv_head=2, n_embd=96, mlp_size=136, ngram_rows=(20, 50))
+    windows = [text(1, n)[0].tolist() for n in (150, 7, 1)[:rows]]
+    uniform = np.random.default_rng(1).random((rows, 20))
+    samplers = np.array([sampler_args(options(sampling="prob"))] * rows)
+
+    def everything(threads: int) -> list[np.ndarray]:
+        engine, seen = CPUEngine(gpt, rows, weights, threads), np.zeros((rows, V), dtype=bool)
+        engine.prefill(range(rows), windows)
+        which, tokens = np.arange(rows), np.arange(rows)
+        ids = engine.decode(which, tokens, uniform, seen, samplers)
+        assert engine.threads == threads
+        return [ids, *engine.cache, engine.next_logits(which, ids[:, -1])]
+
+    alone = everything(1)
+    for threads in (2, 3, 8):
+        assert all(map(np.array_equal, everything(threads), alone))
+
+
+def test_an_engine_that_is_used_again_gives_the_texts_of_a_new_one():
+    gpt, o = network(block_size=12), options(sampling="prob")
+    used = CPUEngine(gpt, 2)
+
+    def generated(engine: CPUEngine, prompts: list[list[int]]) -> list[list[int]]:
+        rngs = [sample_rng(4, i, 0) for i in range(2)]
+        return np.stack(list(islice(generate_compiled(engine, prompts, rngs, o), 30))).tolist()
+
+    for prompts in ([[2, 7], [1]], [[1], []], [[3, 1, 4] * 5, [2, 7]]):
+        assert generated(used, prompts) == generated(CPUEngine(gpt, 2), prompts)
+
+
 def test_pytorchs_number_of_threads_stays_as_it_was():
     before = torch.get_num_threads()
     torch.set_num_threads(before + 1)
     try:
-        list(islice(generate_compiled(network(), [[1, 2]], [sample_rng(0, 0, 0)], options()), 20))
+        engine = CPUEngine(network(), 1)
+        list(islice(generate_compiled(engine, [[1, 2]], [sample_rng(0, 0, 0)], options()), 20))
         assert torch.get_num_threads() == before + 1
     finally:
         torch.set_num_threads(before)
@@ -183,7 +218,8 @@ def test_the_networks_weights_stay_as_they_were():
     before = {name: w.clone() for name, w in gpt.state_dict().items()}
     for rows in (1, 2):
         rngs = [sample_rng(0, 0, i) for i in range(rows)]
-        steps = generate_compiled(gpt, [[1, 2]] * rows, rngs, options(), weights="int8")
+        engine = CPUEngine(gpt, rows, "int8")
+        steps = generate_compiled(engine, [[1, 2]] * rows, rngs, options())
         list(islice(steps, 20))
     assert all(torch.equal(w, before[name]) for name, w in gpt.state_dict().items())
 
@@ -196,7 +232,7 @@ def test_rounded_weights_give_the_same_logits_after_a_prefilled_text(kind, weigh
     ids = text(1, 20)
     engine = CPUEngine(gpt, 1, weights)
     engine.prefill([0], [ids[0, :-1].tolist()])
-    actual = torch.from_numpy(engine.next_logits(ids[:, -1].numpy()))
+    actual = torch.from_numpy(engine.next_logits(np.arange(1), ids[:, -1].numpy()))
     torch.testing.assert_close(
         actual, compiled_logits(gpt, ids, weights)[:, -1], rtol=1e-4, atol=1e-4
     )

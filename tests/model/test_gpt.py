@@ -14,6 +14,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from lightning_app.errors import UserError
 from lightning_app.export.transformers import model_config, qwen3_name
+from lightning_app.generation.cpu_engine import CPUEngine
 from lightning_app.generation.generate import generate_compiled, generate_text, sample_rng
 from lightning_app.generation.torch_engine import CachedLogits, generate_torch, uncached_logits
 from lightning_app.hardware import can_compile, multiplies_bf16
@@ -276,7 +277,7 @@ def test_the_short_reference_generates_the_ids_of_every_engine(reference, given,
     ids = gpt.generate(torch.tensor(PROMPTS), n, uniform=uniform, **reference)[:, 4:]
     assert len(ids.unique()) > 3
     for steps in (
-        generate_compiled(gpt, PROMPTS, rngs(), o),
+        generate_compiled(CPUEngine(gpt, len(PROMPTS)), PROMPTS, rngs(), o),
         generate_torch(gpt, PROMPTS, rngs(), o, None, CachedLogits()),
         generate_torch(gpt, PROMPTS, rngs(), o, None, uncached_logits),
     ):

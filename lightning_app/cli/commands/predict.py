@@ -20,8 +20,9 @@ from lightning_app.cli.parsing import Parser, instantiate, take_texts
 from lightning_app.data.splits import SplitText
 from lightning_app.errors import UserError, program
 from lightning_app.evaluation.overlap import COPY_LENGTH, WindowIndex, find_windows, passages
-from lightning_app.generation.cpu_engine import WeightFormat
-from lightning_app.generation.generate import MAX_BATCH, generate_text
+from lightning_app.generation.cpu_engine import CPUEngine, WeightFormat
+from lightning_app.generation.generate import MAX_BATCH, generate_text, has_cpu_engine
+from lightning_app.generation.numba_cache import max_threads
 from lightning_app.generation.sampling import GenerateOptions
 from lightning_app.runs.checkpoint import TrainedModel
 
@@ -62,6 +63,11 @@ def make_parser(with_trainer_flags: bool = False) -> Parser:
         default="float32",
         help="Format of the weights on a CPU; smaller ones are faster, and rounded.",
     )
+    add(
+        "--threads",
+        type=PositiveInt | None,
+        help="On a CPU (default: measured while generating). The text does not depend on it.",
+    )
     parser.add_class_arguments(GenerateOptions)
     if with_trainer_flags:
         from lightning_app.cli.trainer_flags import add_trainer_flags
@@ -92,8 +98,12 @@ def main(argv: list[str]) -> int:
         trained.tokenizer.encode(prompt, "the prompt")  # raises before anything is printed
     if config.weights != "float32" and with_trainer:
         raise UserError(f"--weights {config.weights} is not for --trainer flags; leave them out")
+    if config.threads and with_trainer:
+        raise UserError("--threads is not for --trainer flags; leave it out")
+    if config.threads and config.threads > max_threads():
+        raise UserError(f"--threads is {config.threads}; here it can be at most {max_threads()}")
     if not with_trainer and asks_for_prompts(parser, rest, texts):
-        return converse(trained, options, config.seed_everything, config.weights)
+        return converse(trained, options, config)
     training = training_text(trained) if config.check_overlap else None
     seed = config.seed_everything
     if seed is None:
@@ -105,7 +115,7 @@ def main(argv: list[str]) -> int:
     else:
         move_to_gpu(trained, config.weights)
         generated = print_texts(
-            trained, prompts, resolved, seed, config.num_samples, config.weights
+            trained, prompts, resolved, seed, config.num_samples, config.weights, config.threads
         )
     if training is not None:
         report_copies(trained, generated, training)
@@ -127,16 +137,17 @@ def asks_for_prompts(parser: Parser, arguments: list[str], texts: dict[str, str]
     return terminal and given.isdisjoint(NOT_INTERACTIVE)
 
 
-def converse(
-    trained: TrainedModel, options: GenerateOptions, seed: int | None, weights: WeightFormat
-) -> int:
+def converse(trained: TrainedModel, options: GenerateOptions, config: Any) -> int:
     """Ask for prompts and continue them until the user ends it."""
     from lightning_app.cli.interactive import COMMANDS, Conversation
     from lightning_app.cli.line_editor import LineEditor, history_file
 
-    move_to_gpu(trained, weights)
+    move_to_gpu(trained, config.weights)
+    engine = None
+    if has_cpu_engine(trained.gpt):
+        engine = CPUEngine(trained.gpt, 1, config.weights, config.threads)
     editor = LineEditor(COMMANDS, history_file())
-    Conversation(trained, options, seed, weights, editor.read).run()
+    Conversation(trained, options, config.seed_everything, engine, editor.read).run()
     return 0
 
 
@@ -185,6 +196,7 @@ def print_texts(
     seed: int,
     num_samples: int,
     weights: WeightFormat,
+    threads: int | None,
 ) -> list[str]:
     """Generate texts and print them, a single one while it is generated. Returns them, with their
     prompts."""
@@ -220,6 +232,7 @@ def print_texts(
         trained.unigram,
         show,
         weights,
+        threads,
     )
     texts: list[str] = []
     for start, text in zip(starts, completed, strict=True):

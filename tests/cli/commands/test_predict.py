@@ -225,6 +225,14 @@ def test_the_run_is_that_of_the_config(in_folder, main):
     is_error(main("predict", "--config", "three.yaml"), "no run three")
 
 
+def test_the_number_of_threads_is_one_that_this_machine_has(in_trained, main):
+    args = ("predict", "--prompt", "o", "--seed_everything", 1)
+    assert main(*args, "--threads", 1).out == main(*args).out
+    is_error(main(*args, "--threads", 5000), "--threads is 5000", "at most")
+    is_error(main(*args, "--threads", 0), "--threads is 0", "above 0")
+    is_error(main(*args, "--threads", 1, "--trainer.accelerator", "cpu"), "--threads", "--trainer")
+
+
 def test_smaller_weights_are_not_for_a_trainer(in_folder, main):
     save_run("one")
     args = ("predict", "--prompt", "a", "--weights", "int8", "--trainer.accelerator", "cpu")
