@@ -27,7 +27,7 @@ from lightning_app.export.gguf import WEIGHT_FORMATS, export_gguf
 from lightning_app.model.gpt import GPT, GPTConfig
 
 ALPHABET = "".join(map(chr, range(32, 97)))
-SHAPES = {
+SHAPES: dict[str, Any] = {
     "1.8 M": {"n_layer": 4, "n_head": 4, "n_embd": 192},
     "10.6 M": {"n_layer": 6, "n_head": 6, "n_embd": 384},
 }
@@ -81,7 +81,8 @@ def compare_speed(rounds: int, folder: Path) -> None:
         for weight in gpt.parameters():
             if weight.ndim > 1:
                 torch.nn.init.normal_(weight, std=0.02)
-        servers, rates = {}, {weights: [] for weights in WEIGHT_FORMATS}
+        servers: dict[str, Any] = {}
+        rates: dict[str, list[float]] = {weights: [] for weights in WEIGHT_FORMATS}
         for weights in WEIGHT_FORMATS:
             export_gguf(gpt, ALPHABET, folder / f"{name}.{weights}", weights=weights)
             servers[weights] = serve(folder / f"{name}.{weights}")

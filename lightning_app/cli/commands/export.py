@@ -42,7 +42,16 @@ def write_gguf(trained: TrainedModel, to: Path, weights: str | None) -> str:
     options = GenerateOptions().updated(**trained.generation)
     chosen = cast(GGUFWeights, weights)
     export_gguf(trained.gpt, tokenizer.alphabet, to, tokenizer.unit, chosen, options)
-    return f"wrote {to}; run it with llama.cpp:\n  llama-cli -m {shlex.quote(str(to))} -n 200"
+    lines = [
+        f"wrote {to}; run it with llama.cpp:",
+        f"  llama-cli -m {shlex.quote(str(to))} -n 200",
+    ]
+    if tokenizer.unit == "char" and not tokenizer.alphabet.isascii():
+        lines.append(
+            "llama.cpp may never end if a prompt has a character that the network does not know: "
+            "README.md says how to check prompts"
+        )
+    return "\n".join(lines)
 
 
 def write_page(trained: TrainedModel, to: Path, weights: str | None) -> str:
@@ -87,7 +96,10 @@ def make_parser() -> Parser:
     add_run_arguments(parser)
     names: Any = Literal[tuple(FORMATS)]
     parser.add_argument(
-        "--format", type=names, default="transformers", help="The program that is to open it."
+        "--format",
+        type=names,
+        default="transformers",
+        help="A folder for transformers, a GGUF file for llama.cpp, or a page for browsers.",
     )
     parser.add_argument(
         "--to", type=str, required=True, help="The folder or file to write; a folder may be empty."

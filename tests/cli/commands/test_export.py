@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lightning_app.export.transformers import MODELING_FILE
-from tests.helpers import is_error
+from tests.helpers import is_error, save_run, small_checkpoint
 
 
 def loss_by_transformers(to: Path, text: str, **trust: bool) -> float:
@@ -88,6 +88,15 @@ def test_a_gguf_file_is_written_with_the_sampling_of_the_run(in_trained, main, t
     is_error(main("export", "--run", "tiny", "--format", "gguf", "--to", to), f"--to {to} exists")
     assert to.read_bytes() == before
     assert [path.name for path in to.parent.iterdir()] == ["mine.gguf"]
+
+
+def test_only_an_alphabet_beyond_ascii_is_warned_of_unknown_characters(folder, main):
+    save_run("ascii", small_checkpoint(alphabet="\n ab"))
+    save_run("unicode", small_checkpoint())
+    for run, warned in (("ascii", False), ("unicode", True)):
+        done = main("export", "--run", run, "--format", "gguf", "--to", f"{run}.gguf")
+        assert done.code == 0, done.err
+        assert ("may never end" in done.out) == warned
 
 
 def test_weights_that_the_format_does_not_have_are_refused_with_those_it_has(main):
