@@ -113,7 +113,7 @@ def predicted(trained: TrainedModel, prompt: str, length: int, seed: int, **give
 def compiled_logits(gpt: GPT, ids: list[int]) -> np.ndarray:
     """Logits (n, V) of the compiled engine with int8 weights after each of n ids."""
     engine = CPUEngine(gpt, 1, "int8")
-    return np.concatenate([engine.next_logits(np.array([i])) for i in ids])
+    return np.concatenate([engine.next_logits(np.arange(1), np.array([i])) for i in ids])
 
 
 @pytest.mark.parametrize("seed", [0, 7, 2**32 - 1, 2**32, 10**40])
