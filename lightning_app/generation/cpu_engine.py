@@ -40,6 +40,7 @@ from lightning_app.torch_internals import packed_linear
 
 WeightFormat = Literal["float32", "bfloat16", "int8"]
 PREFILL_SIZE = 128  # characters that a prefill computes together
+TRIAL_SIZE = 8  # characters that are generated to measure a number of threads
 
 
 class PackedWeights(NamedTuple):
@@ -169,10 +170,8 @@ class CPUEngine:
         self.cache = CPUCache(keys, values, key_scale, value_scale, codes)
         self.length = np.zeros(rows, dtype=np.int64)  # (B,) characters in the cache
         most = min(torch.get_num_threads(), max_threads())
-        # Each has its own, because they compute different things.
-        self.prefill_threads = ThreadChoice(most, threads)
-        self.decode_threads = ThreadChoice(most, threads)
-        self.threads = threads or most  # of the present call
+        self.choice = ThreadChoice(most, threads)
+        self.threads = self.choice.fastest()  # of the present call
 
     @cached_property
     def products(self) -> list[list[Callable[[Tensor], Tensor]]]:
@@ -194,17 +193,15 @@ class CPUEngine:
         return packed_linear(w.to(self.dtype), self.rows if self.rows > 1 else PREFILL_SIZE)
 
     @contextmanager
-    def measured(self, choice: ThreadChoice, size: int) -> Iterator[None]:
-        """A context with the chosen number of threads, in which a call of this size is timed."""
-        self.threads, before = choice.next(), torch.get_num_threads()
-        numba.set_num_threads(min(self.threads, max_threads()))
-        torch.set_num_threads(self.threads)
-        start = time.perf_counter()
+    def use_threads(self, threads: int) -> Iterator[None]:
+        """A context in which so many threads compute."""
+        self.threads, before = threads, torch.get_num_threads()
+        numba.set_num_threads(min(threads, max_threads()))
+        torch.set_num_threads(threads)
         try:
             yield
         finally:
             torch.set_num_threads(before)
-        choice.record(self.threads, time.perf_counter() - start, size)
 
     def prefill(self, rows: Sequence[int], windows: Sequence[Sequence[int]]) -> None:
         """Replace the cached text of `rows` by `windows`.
@@ -221,7 +218,7 @@ class CPUEngine:
         positions = np.concatenate([np.arange(n, dtype=np.int64) for n in lengths])
         for start in range(0, len(tokens), PREFILL_SIZE):
             part = slice(start, start + PREFILL_SIZE)
-            with self.measured(self.prefill_threads, len(tokens[part])):
+            with self.use_threads(self.choice.fastest()):
                 self.forward(cache_rows[part], tokens[part], positions[part])
         for row, window in zip(rows, windows, strict=True):
             if (source := first[tuple(window)]) != row:
@@ -244,20 +241,40 @@ class CPUEngine:
         updated. samplers (B, 4): each row's `sampler_args`.
         """
         ids = np.empty(uniform.shape, dtype=np.int64)
-        with self.measured(self.decode_threads, uniform.size):
-            if len(rows) == 1:
-                row = rows[0]
-                decode_row(
-                    tokens[0], row, self.length[row], uniform[0], seen[row], samplers[row],
-                    self.packed, self.cache, ids[0], self.threads,
-                )  # fmt: skip
-                self.length[row] += uniform.shape[1]
-                return ids
-            for i in range(uniform.shape[1]):
-                logits = self.next_logits(rows, tokens)
-                tokens = draw_rows(logits, rows, uniform[:, i].copy(), seen, samplers, self.threads)
-                ids[:, i] = tokens
+        start, count = 0, uniform.shape[1]
+        while start < count:
+            threads = self.choice.next()
+            end = count if threads == self.choice.fastest() else min(start + TRIAL_SIZE, count)
+            part = slice(start, end)
+            began = time.perf_counter()
+            with self.use_threads(threads):
+                self.decode_part(rows, tokens, uniform[:, part], seen, samplers, ids[:, part])
+            self.choice.record(threads, time.perf_counter() - began, len(rows) * (end - start))
+            tokens, start = ids[:, end - 1].copy(), end
         return ids
+
+    def decode_part(
+        self,
+        rows: NDArray[np.int64],
+        tokens: NDArray[np.int64],
+        uniform: NDArray[np.float64],
+        seen: NDArray[np.bool_],
+        samplers: NDArray[np.float64],
+        ids: NDArray[np.int64],
+    ) -> None:
+        """`decode` into `ids` (n, c), with the present number of threads."""
+        if len(rows) == 1:
+            row = rows[0]
+            decode_row(
+                tokens[0], row, self.length[row], uniform[0], seen[row], samplers[row],
+                self.packed, self.cache, ids[0], self.threads,
+            )  # fmt: skip
+            self.length[row] += uniform.shape[1]
+            return
+        for i in range(uniform.shape[1]):
+            logits = self.next_logits(rows, tokens)
+            tokens = draw_rows(logits, rows, uniform[:, i].copy(), seen, samplers, self.threads)
+            ids[:, i] = tokens
 
     def next_logits(
         self, rows: NDArray[np.int64], tokens: NDArray[np.int64]

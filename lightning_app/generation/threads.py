@@ -38,7 +38,7 @@ class ThreadChoice:
         """The number of threads for the next call."""
         if len(self.counts) == 1 or not self.calls:
             return self.counts[0]
-        fastest = min(self.calls, key=self.seconds_per_size)
+        fastest = self.fastest()
         neighbours = self.neighbours(fastest)
         for count in (fastest, *neighbours):
             if not self.is_measured(count, fastest):
@@ -48,6 +48,10 @@ class ThreadChoice:
             if (self.clock - self.last_call[count]) * TRIAL_SHARE > last_seconds:
                 return count
         return fastest
+
+    def fastest(self) -> int:
+        """The fastest number of threads so far; before the first measurement, the lowest."""
+        return min(self.calls, key=self.seconds_per_size, default=self.counts[0])
 
     def record(self, threads: int, seconds: float, size: float) -> None:
         """A call of this size took so long. The very first one is not counted, because compiled
