@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.overrides import TorchFunctionMode
 
 # Element-wise operations on lists of tensors, in one call each. The optimizers of torch.optim use
@@ -44,6 +45,14 @@ def packed_linear(weight: Tensor, batch_size: int) -> Callable[[Tensor], Tensor]
         return lambda x: x @ weight.mT
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, batch_size)
     return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+
+
+def ignore_in_ddp(module: nn.Module, names: list[str]) -> None:
+    """Keep DDP from sending the buffers `names` of `module` to the other processes at each step.
+
+    DDP's public option, broadcast_buffers, is for all buffers, and an argument of the strategy.
+    """
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)
 
 
 def set_up_compiler() -> None:

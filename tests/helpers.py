@@ -188,6 +188,7 @@ def random_network(seed: int, alphabet: str = ALPHABET, **sizes) -> GPT:
     gpt = GPT(GPTConfig(vocab_size=len(alphabet), **SIZES | sizes))
     for weight in gpt.parameters():
         torch.nn.init.normal_(weight)
+    count_random_text(gpt)
     return gpt
 
 
@@ -272,7 +273,15 @@ def filled_network(**sizes) -> GPT:
     gpt = fresh_network(**sizes)
     for p in gpt.parameters():
         torch.nn.init.normal_(p, mean=float(p.ndim == 1), std=0.3)
+    count_random_text(gpt)
     return gpt
+
+
+def count_random_text(gpt: GPT) -> None:
+    """Fill the n-gram tables, if there are any, with the counts of a text."""
+    if gpt.ngrams is not None:
+        ids = np.random.default_rng(3).integers(gpt.config.vocab_size, size=500)
+        gpt.ngrams.count(ids)
 
 
 def random_ids(gpt: GPT, *shape: int) -> torch.Tensor:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lightning_app import torch_internals
+from lightning_app.hardware import multiplies_bf16
 from lightning_app.torch_internals import (
     SkipInit,
     foreach_add_,
@@ -71,7 +72,19 @@ def test_torch_still_has_the_private_operators_of_onednn():
 @pytest.mark.parametrize(
     "operators", [torch_internals.ONEDNN_OPERATORS, ("_moved_elsewhere",)], ids=["yes", "no"]
 )
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.float32,
+        pytest.param(
+            torch.bfloat16,
+            marks=pytest.mark.skipif(
+                not multiplies_bf16("cpu"), reason="a CPU without bfloat16 instructions"
+            ),
+        ),
+    ],
+    ids=str,
+)
 def test_the_product_is_the_plain_one_with_the_private_operators_and_without(
     operators, dtype, monkeypatch
 ):

@@ -16,7 +16,6 @@ from tqdm import tqdm
 from lightning_app.data.batches import Batch
 from lightning_app.evaluation.metrics import CharacterLoss
 from lightning_app.model.gpt import GPT, loss_per_character
-from lightning_app.model.ngrams import dense_parameters
 from lightning_app.torch_internals import (
     foreach_add_,
     foreach_addcdiv_,
@@ -43,10 +42,10 @@ class DynamicOptions:
 def dynamic_loss(gpt: GPT, batches: Iterable[Batch], options: DynamicOptions) -> CharacterLoss:
     """The loss over batches of a text in reading order, with one training step after each.
 
-    Changes the weights of `gpt` in place, except its n-gram tables.
+    Changes the weights of `gpt` in place.
     """
     metric = CharacterLoss()
-    weights: list[Tensor] = list(dense_parameters(gpt))
+    weights: list[Tensor] = list(gpt.parameters())
     trained = [w.detach().clone() for w in weights]
     mean_squares = [torch.zeros_like(w) for w in weights]  # of all gradients so far
     bar = tqdm(batches, desc="reading", unit="step", delay=2, leave=False, disable=None)

@@ -156,7 +156,7 @@ def export_gguf(
     if gpt.ngrams is not None:
         raise UserError(
             "the network has n-gram tables, which a GGUF file cannot hold; use --format "
-            "transformers or page, or train a run without --model.ngram_rows"
+            "transformers or page, or train a run with --model.ngram_rows null"
         )
     if os.path.lexists(path):
         raise UserError(f"--to {path} exists; name another file")

@@ -35,10 +35,11 @@ CACHE = next(
 
 
 class CharGPTConfig(Qwen3Config):
-    """Qwen3's config, and the rows of the tables for the last 2, 3, ... characters."""
+    """Qwen3's config, and the rows and the number of entries of the n-gram tables."""
 
     model_type = "char_gpt_ngrams"
     ngram_rows: list[int] | None = None
+    ngram_entries: int = 0
 
 
 def ngram_hashes(codes: Tensor) -> Iterator[Tensor]:
@@ -54,29 +55,53 @@ def ngram_hashes(codes: Tensor) -> Iterator[Tensor]:
             yield h
 
 
-class NgramTables(nn.Module):
-    """The sum of the table rows of every position: codes (B, T, N + 1) to (B, T, D).
+class NgramCounts(nn.Module):
+    """A vector for what may follow each position: codes (B, T, N + 1) to (B, T, D).
 
-    The input is as for `ngram_hashes`; code 0 is before the text. The N tables are one matrix, one
-    after the other. `codes` (V,) are the codes of the characters, by id; all are positive.
+    N tables, for the last n = 2, 3, ... characters, have `rows` rows each, which follow one
+    another. Row r has the entries starts[r] to starts[r + 1] - 1 of `characters` and `shares` (P,):
+    the characters that followed in the training text, by id, and a weight between 0 and 1, which
+    grows with their share in the row. The output is the sum of these weights times `weight`
+    (N * V, D), one vector for each table and character. An n-gram that begins before the text,
+    where the code is 0, has no row. `codes` (V,) are the codes of the characters, by id.
     """
 
     codes: Tensor
+    starts: Tensor
+    characters: Tensor
+    shares: Tensor
 
-    def __init__(self, rows: Sequence[int], size: int, vocab_size: int) -> None:
+    def __init__(self, rows: Sequence[int], entries: int, size: int, vocab_size: int) -> None:
         super().__init__()
-        self.rows = tuple(rows)
-        self.weight = nn.Parameter(torch.zeros(sum(rows), size))
+        self.rows, self.vocab_size = tuple(rows), vocab_size
+        self.weight = nn.Parameter(torch.zeros(len(rows) * vocab_size, size))
         self.register_buffer("codes", torch.arange(1, vocab_size + 1))
+        self.register_buffer("starts", torch.zeros(sum(rows) + 1, dtype=torch.int32))
+        self.register_buffer("characters", torch.zeros(entries, dtype=torch.int32))
+        self.register_buffer("shares", torch.zeros(entries))
 
     def forward(self, codes: Tensor) -> Tensor:
-        found, first = [], 0
-        for h, rows in zip(ngram_hashes(codes), self.rows, strict=True):
-            found.append(first + h % rows)
-            first += rows
-        table_rows = torch.stack(found, dim=-1)  # (B, T, N)
-        summed = F.embedding_bag(table_rows.flatten(0, 1), self.weight, mode="sum")
-        return summed.unflatten(0, table_rows.shape[:2])  # (B, T, D)
+        N, first = len(self.rows), 0
+        starts, lengths = [], []
+        for n, h in enumerate(ngram_hashes(codes)):
+            row = first + h % self.rows[n]
+            starts.append(self.starts[row].long())
+            absent = codes[..., n + 1] == 0
+            lengths.append((self.starts[row + 1] - starts[-1]).masked_fill(absent, 0))
+            first += self.rows[n]
+        length = torch.stack(lengths, dim=-1).flatten()  # (B * T * N,)
+        ends = length.cumsum(0)
+        row = torch.arange(len(length), device=length.device).repeat_interleave(length)
+        entries = (torch.stack(starts, dim=-1).flatten() - ends + length)[row]
+        entries = entries + torch.arange(len(entries), device=length.device)
+        summed = F.embedding_bag(
+            row % N * self.vocab_size + self.characters[entries],
+            self.weight,
+            (ends - length)[::N],
+            mode="sum",
+            per_sample_weights=self.shares[entries].to(self.weight.dtype),
+        )
+        return summed.unflatten(0, codes.shape[:2])  # (B, T, D)
 
 
 def last_codes(codes: Tensor, T: int, count: int) -> Tensor:
@@ -102,7 +127,8 @@ class CharGPTModel(Qwen3Model):
 
     def __init__(self, config: CharGPTConfig) -> None:
         super().__init__(config)
-        self.ngrams = NgramTables(config.ngram_rows or (), config.hidden_size, config.vocab_size)
+        rows, entries = config.ngram_rows or (), config.ngram_entries
+        self.ngrams = NgramCounts(rows, entries, config.hidden_size, config.vocab_size)
         self.post_init()
 
     def forward(

@@ -75,12 +75,13 @@ def model_config(gpt: GPT) -> dict[str, Any]:
         "eos_token_id": None,
         "dtype": "float32",
     }
-    if c.ngram_rows:
+    if gpt.ngrams is not None:
         config |= {
             "architectures": [MODELING_CLASSES["AutoModelForCausalLM"]],
             "model_type": "char_gpt_ngrams",
             "auto_map": {k: f"{MODELING_FILE.stem}.{v}" for k, v in MODELING_CLASSES.items()},
             "ngram_rows": list(c.ngram_rows),
+            "ngram_entries": len(gpt.ngrams.counts),
         }
     return config
 
@@ -153,9 +154,20 @@ def write_tokenizer(
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
 
 
-def as_float32(weight: Tensor) -> Tensor:
-    """The weights in float32; integers, which the codes of `NgramTables` are, as they are."""
-    return weight.float() if weight.is_floating_point() else weight
+def exported_weights(gpt: GPT) -> dict[str, Tensor]:
+    """The contents of model.safetensors, in float32; of n-gram tables, integers as they are, and
+    the shares of the counts in place of the counts."""
+    weights = gpt.state_dict()
+    if gpt.config.tie_embeddings:
+        del weights["lm_head.weight"]
+    if gpt.ngrams is not None:
+        del weights["ngrams.counts"]
+        weights["ngrams.shares"] = gpt.ngrams.entry_shares()
+        weights["ngrams.characters"] = weights["ngrams.characters"].int()
+    return {
+        qwen3_name(name): (w.float() if w.is_floating_point() else w).detach().contiguous().cpu()
+        for name, w in weights.items()
+    }
 
 
 def export_transformers(
@@ -183,12 +195,7 @@ def export_transformers(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--to {folder} exists and is not an empty folder; name another one")
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {
-        qwen3_name(name): as_float32(weight).detach().contiguous().cpu()
-        for name, weight in gpt.state_dict().items()
-        if not (gpt.config.tie_embeddings and name == "lm_head.weight")
-    }
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(exported_weights(gpt), folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(model_config(gpt), indent=2))
     if gpt.ngrams is not None:
         shutil.copyfile(MODELING_FILE, folder / MODELING_FILE.name)

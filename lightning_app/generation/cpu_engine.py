@@ -36,6 +36,7 @@ from lightning_app.generation.numba_cache import max_threads
 from lightning_app.generation.threads import ThreadChoice
 from lightning_app.hardware import multiplies_bf16
 from lightning_app.model.gpt import GPT
+from lightning_app.model.ngrams import NgramCounts
 from lightning_app.torch_internals import packed_linear
 
 WeightFormat = Literal["float32", "bfloat16", "int8"]
@@ -65,8 +66,11 @@ class PackedWeights(NamedTuple):
     k_gain: NDArray
     cos: NDArray  # (block_size, head_dim / 2)
     sin: NDArray
-    ngrams: NDArray  # (rows of all N n-gram tables, D) float32
-    ngram_rows: NDArray  # (N,) rows of each
+    ngram_rows: NDArray  # (N,) rows of each n-gram table; see `model.ngrams`
+    ngram_vectors: NDArray  # (N * V, D) float32
+    ngram_starts: NDArray  # (rows of all tables + 1,)
+    ngram_characters: NDArray  # (P,)
+    ngram_shares: NDArray  # (P,) float32
     codes: NDArray  # (V,) of the characters, for the tables
 
 
@@ -91,13 +95,7 @@ def pack_weights(gpt: GPT, weights: WeightFormat = "float32") -> PackedWeights:
         ones = np.ones(w.shape[:2], dtype=np.float32)
         return as_array(w.bfloat16() if weights == "bfloat16" else w), ones
 
-    tables = np.zeros((0, gpt.config.n_embd), dtype=np.float32)
-    codes = np.zeros(gpt.config.vocab_size, dtype=np.int64)
-    if gpt.ngrams is not None:
-        tables, codes = as_array(gpt.ngrams.weight.float()), as_array(gpt.ngrams.codes)
-        if weights == "int8":  # only their values are rounded: what is added must be float32
-            rows, scale = quantize(gpt.ngrams.weight.detach().float())
-            tables = rows * scale[:, None]
+    ngrams = gpt.ngrams or NgramCounts((), gpt.config.n_embd, gpt.config.vocab_size)
     with torch.no_grad():
         blocks = [(b.attention_norm, b.attention, b.mlp_norm, b.mlp) for b in gpt.blocks]
         qkv = [
@@ -120,9 +118,12 @@ def pack_weights(gpt: GPT, weights: WeightFormat = "float32") -> PackedWeights:
             as_array(torch.stack([a.k_norm.weight for _, a, _, _ in blocks]).float()),
             as_array(gpt.cos.float()),
             as_array(gpt.sin.float()),
-            tables,
-            np.array(gpt.config.ngram_rows, dtype=np.int64),
-            codes,
+            np.array(ngrams.rows, dtype=np.int64),
+            as_array(ngrams.weight.float()),
+            as_array(ngrams.starts),
+            as_array(ngrams.characters),
+            as_array(ngrams.entry_shares()),
+            as_array(ngrams.codes),
         )
 
 

@@ -193,17 +193,23 @@ def activate(gate, up, gate_scale, up_scale, out):
 @compiled()
 def add_ngrams(token, position, w, codes, x):
     """Store the code of `token` at `position` of one row's codes (N + block_size,), and add the
-    n-gram tables' rows for it to x (D,). See `model.ngrams`."""
+    vectors of its n-gram counts to x (D,). See `model.ngrams`."""
     tables = w.ngram_rows.shape[0]
     codes[tables + position] = w.codes[token]
     h, first = 0, 0
     for back in range(tables + 1):
-        h = ((h ^ codes[tables + position - back]) * MULTIPLIER) & MASK
+        code = codes[tables + position - back]
+        if code == 0:  # before the text
+            break
+        h = ((h ^ code) * MULTIPLIER) & MASK
         h = h ^ (h >> 15)
         if back:
             row = first + h % w.ngram_rows[back - 1]
-            for j in range(x.shape[0]):
-                x[j] += w.ngrams[row, j]
+            vectors = w.ngram_vectors[(back - 1) * w.codes.shape[0] :]
+            for entry in range(w.ngram_starts[row], w.ngram_starts[row + 1]):
+                share, vector = w.ngram_shares[entry], vectors[w.ngram_characters[entry]]
+                for j in range(x.shape[0]):
+                    x[j] += share * vector[j]
             first += w.ngram_rows[back - 1]
 
 

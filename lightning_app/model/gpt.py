@@ -22,7 +22,7 @@ from lightning_app.errors import UserError
 from lightning_app.model.attention import attention
 from lightning_app.model.dropout import Dropout
 from lightning_app.model.kv_cache import KVCache, LayerCache, context_length
-from lightning_app.model.ngrams import NgramTables
+from lightning_app.model.ngrams import NgramCounts
 
 NORM_EPS = 1e-6
 MAX_TABLES = 16  # of n-grams
@@ -199,7 +199,7 @@ class GPT(nn.Module):
         super().__init__()
         c = self.config = config
         self.embedding = nn.Embedding(c.vocab_size, c.n_embd)
-        self.ngrams = NgramTables(c.ngram_rows, c.n_embd, c.vocab_size) if c.ngram_rows else None
+        self.ngrams = NgramCounts(c.ngram_rows, c.n_embd, c.vocab_size) if c.ngram_rows else None
         self.dropout = Dropout(c.dropout)
         # for mypy the elements of an nn.ModuleList are of type nn.Module
         self.blocks = cast(Sequence[Block], nn.ModuleList(Block(c) for _ in range(c.n_layer)))
@@ -227,11 +227,15 @@ class GPT(nn.Module):
             nn.init.normal_(self.embedding.weight, std=1.0)
             nn.init.zeros_(self.lm_head.weight)
 
-    def forward(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self, idx: Tensor, cache: KVCache | None = None, targets: Tensor | None = None
+    ) -> Tensor:
         """Logits (B, T, V) for the character after each of `idx` (B, T).
 
         Without a cache, every row starts at position 0. With one, row b continues at position
         cache.length[b]; its keys and values are added to the cache, and every length grows by T.
+        `targets` (B, T) are given for a part of the training text only: the characters that follow,
+        which n-gram tables then leave out of their counts. Other networks ignore them.
         Raises UserError if T exceeds block_size.
         """
         T, block_size, device = idx.size(1), self.config.block_size, idx.device.type
@@ -256,7 +260,7 @@ class GPT(nn.Module):
             codes = self.ngrams.codes[idx]
             tables = len(self.config.ngram_rows)
             codes = F.pad(codes, (tables, 0)) if cache is None else cache.append_codes(codes)
-            x = x + self.ngrams(codes)
+            x = x + self.ngrams(codes, targets)
         x = self.dropout(x).to(dtype)
         for block, layer in zip(self.blocks, layers, strict=True):
             x = block(x, cos, sin, layer)

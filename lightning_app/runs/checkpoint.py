@@ -254,6 +254,8 @@ def load(path: str | Path) -> TrainedModel:
             raise ValueError("the sizes need more weights than the file has")
         with torch.device("meta"), SkipInit():  # allocates nothing: the sizes may be wrong
             gpt = GPT(config)
+            if gpt.ngrams is not None:
+                gpt.ngrams.allocate(weights["ngrams.counts"].numel())
         expected = {name: weight.shape for name, weight in gpt.state_dict().items()}
         if {name: weight.shape for name, weight in weights.items()} != expected:
             raise ValueError("weights and architecture do not match")

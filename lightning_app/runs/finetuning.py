@@ -35,8 +35,11 @@ def inherit(gpt: GPT, tokenizer: Tokenizer, source: TrainedModel) -> list[str]:
         rows = initial[name].clone()
         rows[to_rows] = weights[name][from_rows]
         weights[name] = rows
-    if "ngrams.codes" in weights:  # the tables are valid for both alphabets
-        weights["ngrams.codes"] = initial["ngrams.codes"]
+    if gpt.ngrams is not None:  # the counts are those of the new text
+        weights |= {name: w for name, w in initial.items() if name.startswith("ngrams.")}
+        rows = weights["ngrams.weight"].unflatten(0, (-1, len(new)))  # (N, V, D)
+        vectors = source.gpt.state_dict()["ngrams.weight"].unflatten(0, (-1, len(old)))
+        rows[:, to_rows] = vectors[:, from_rows]
     gpt.load_state_dict(weights)
     lines = [f"--init_from: {len(shared)} of {len(new)} characters known"]
     if added := [c for c in new if c not in old]:

@@ -106,6 +106,9 @@ def check_state(state: dict[str, Any], gpt: GPT, parameters: Sequence[Tensor]) -
     """
     section = state[SECTION]
     expected = {NETWORK_PREFIX + name: w.shape for name, w in gpt.state_dict().items()}
+    if gpt.ngrams is not None:  # these sizes depend on the text
+        tables = [f"{NETWORK_PREFIX}ngrams.{name}" for name in ("characters", "counts")]
+        expected |= dict.fromkeys(tables, state["state_dict"][tables[0]].shape)
     for weights in (state["state_dict"], state.get(RAW_WEIGHTS)):
         if weights is not None:
             if {name: w.shape for name, w in weights.items()} != expected:
@@ -122,8 +125,7 @@ def check_state(state: dict[str, Any], gpt: GPT, parameters: Sequence[Tensor]) -
         raise ValueError("its optimizer has other parameters")
     for i, p in zip(ids, parameters, strict=True):
         moments = optimizer["state"][i]
-        shapes = ((), p.shape, (len(p), 1))  # a number, moments, a number for each row
-        if not moments or any(m.shape not in shapes for m in moments.values()):
+        if not moments or any(m.shape not in ((), p.shape) for m in moments.values()):
             raise ValueError("its optimizer has other shapes")
         check_finite(moments.values())
 

@@ -5,7 +5,7 @@ Split into micro-batches that fit, the same batch trains up to 1.3 times as fast
 (benchmarks/throughput.py), and only one micro-batch's activations are in memory.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -60,28 +60,13 @@ class MicrobatchedLoss(torch.autograd.Function):
             with torch.autocast(idx.device.type, enabled=False):
                 gradients = torch.autograd.grad(share, weights)
             if len(parts) == 1:
-                ctx.gradients = list(gradients)
+                ctx.gradients = gradients
             else:
-                add_gradients(ctx.gradients, gradients)
+                foreach_add_(ctx.gradients, gradients)
         losses = torch.cat(parts)
         ctx.mark_non_differentiable(losses)
         return losses.mean(), losses
 
     @staticmethod
     def backward(ctx: Any, mean_gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, None, None, *scaled(ctx.gradients, mean_gradient)
-
-
-def add_gradients(total: list[Tensor], gradients: Sequence[Tensor]) -> None:
-    """Add `gradients` to `total`, in place; to a sparse one, its rows are appended."""
-    dense = [i for i, g in enumerate(gradients) if not g.is_sparse]
-    foreach_add_([total[i] for i in dense], [gradients[i] for i in dense])
-    for i, g in enumerate(gradients):
-        if g.is_sparse:
-            total[i] = total[i] + g
-
-
-def scaled(gradients: Sequence[Tensor], factor: Tensor) -> list[Tensor]:
-    """`gradients` times `factor` ()."""
-    dense = iter(foreach_mul([g for g in gradients if not g.is_sparse], factor))
-    return [g * factor if g.is_sparse else next(dense) for g in gradients]
+        return None, None, None, None, *foreach_mul(ctx.gradients, mean_gradient)

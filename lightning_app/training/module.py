@@ -31,8 +31,7 @@ from lightning_app.runs.checkpoint import (
     SECTION,
     upgrade,
 )
-from lightning_app.torch_internals import set_up_compiler
-from lightning_app.training.clipping import clip_gradients, gradient_norm
+from lightning_app.torch_internals import ignore_in_ddp, set_up_compiler
 from lightning_app.training.microbatch import MicrobatchedLoss, rows_per_microbatch
 from lightning_app.training.optimizer import MuonAdamW, OptimOptions, parameter_groups
 from lightning_app.training.schedules import ScheduleOptions, set_rates
@@ -68,8 +67,9 @@ class CharGPT(L.LightningModule):
         tie_embeddings: Use one matrix for embedding and logits.
         rope_theta: Base of the rotary positions. The usual 10,000 is made for contexts of
             thousands of characters; in one of 256, most dimensions would hardly rotate.
-        ngram_rows: Rows of the tables that hold a vector for the last 2, 3, ... characters, such as
-            [2048, 16384]: what follows from few characters is looked up, not computed. null: none.
+        ngram_rows: Rows of the tables that count which characters follow the last 2, 3, ... ones in
+            the training text, such as [2048, 16384]: what follows from few characters is then
+            looked up, not computed. null: no tables.
         unit: char, or byte for an alphabet of bytes.
         counts: How often each character occurs in the training text; a text without a prompt
             starts with a draw from this distribution. null: every character is equally likely.
@@ -117,7 +117,9 @@ class CharGPT(L.LightningModule):
         config = GPTConfig(vocab_size=len(alphabet), **sizes)
         self.gpt = GPT(config) if gpt is None else gpt
         if gpt is None and self.gpt.ngrams is not None:
-            self.gpt.ngrams.use_code_points(alphabet)  # for --init_from
+            self.gpt.ngrams.use_code_points(alphabet)
+        tables = [name for name, _ in self.named_buffers() if name.startswith("gpt.ngrams.")]
+        ignore_in_ddp(self, tables)  # each process counts the same text
         self.tokenizer = Tokenizer(alphabet, unit)
         self.num_samples, self.compile_network = num_samples, compile_network
         self.average = WeightAverage(self.gpt, self.optim.average_decay)
@@ -137,11 +139,6 @@ class CharGPT(L.LightningModule):
 
     def configure_model(self) -> None:
         """For ModelParallelStrategy: each process keeps its part of every block (FSDP2)."""
-        if self.device_mesh is not None and self.gpt.ngrams is not None:
-            raise UserError(
-                "--trainer.strategy sharded cannot divide n-gram tables, whose gradient is sparse; "
-                "use --trainer.strategy ddp, or --model.ngram_rows null"
-            )
         if self.device_mesh is not None and not isinstance(self.gpt, FSDPModule):
             shard(self.gpt, self.device_mesh["data_parallel"])
 
@@ -161,6 +158,11 @@ class CharGPT(L.LightningModule):
     def on_train_start(self) -> None:
         """Apply the module's options to the optimizer, which may have been restored from a
         checkpoint, and give callbacks the metrics of the last validation until the next one."""
+        if self.gpt.ngrams is not None and self.gpt.ngrams.is_empty:
+            raise UserError(
+                "the n-gram tables are empty; count the training text before training: "
+                "model.gpt.ngrams.count(data.ids('train'))"
+            )
         self.average.use(False)
         metrics = {name: torch.tensor(value) for name, value in self.eval_metrics.items()}
         set_callback_metrics(self.trainer, metrics)
@@ -197,11 +199,13 @@ class CharGPT(L.LightningModule):
         undivided = rows == len(idx) or self.device.type != "cpu"
         undivided |= self.device_mesh is not None  # FSDP2 sums gradients in hooks
         if undivided:
-            losses = self.losses(idx, targets)
+            losses = self.losses_in_training_text(idx, targets)
             mean = losses.mean()
         else:
             weights = self.gpt.parameters()
-            mean, losses = MicrobatchedLoss.apply(self.losses, idx, targets, rows, *weights)
+            mean, losses = MicrobatchedLoss.apply(
+                self.losses_in_training_text, idx, targets, rows, *weights
+            )
         self.train_loss.update(losses, targets)
         self.last_loss = mean.detach()
         return mean
@@ -209,6 +213,12 @@ class CharGPT(L.LightningModule):
     def losses(self, idx: Tensor, targets: Tensor) -> Tensor:
         """The shared step: nats of each character, (B * T,)."""
         return loss_per_character(self.gpt(idx), targets)
+
+    def losses_in_training_text(self, idx: Tensor, targets: Tensor) -> Tensor:
+        """`losses` of a part of the training text, which the n-gram tables have counted."""
+        if self.gpt.ngrams is None:
+            return self.losses(idx, targets)
+        return loss_per_character(self.gpt(idx, targets=targets), targets)
 
     def check_batch(self, batch: Batch, batch_idx: int) -> None:
         """Raises UserError for a batch that the network cannot read.
@@ -231,12 +241,15 @@ class CharGPT(L.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip the gradients as the Trainer's flags say; log the norm that they had before."""
-        parameters = list(self.parameters())
-        if gradient_clip_val:
-            norm = clip_gradients(parameters, gradient_clip_val, gradient_clip_algorithm)
-            self.gradient_norm = norm
+        parameters = [p for p in self.parameters() if p.grad is not None]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if gradient_clip_algorithm == "value" and gradient_clip_val:
+            self.gradient_norm = torch.nn.utils.get_total_norm(gradients)
+            torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+        elif gradient_clip_val:
+            self.gradient_norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
         elif self.is_log_step(self.global_step + 1):
-            self.gradient_norm = gradient_norm(parameters)
+            self.gradient_norm = torch.nn.utils.get_total_norm(gradients)
 
     def optimizer_step(
         self,
@@ -318,8 +331,10 @@ class CharGPT(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self.check_batch(batch, batch_idx)
-        metric = self.train_sample_loss if dataloader_idx else self.eval_loss
-        metric.update(self.losses(*batch), batch[1])
+        if dataloader_idx:
+            self.train_sample_loss.update(self.losses_in_training_text(*batch), batch[1])
+        else:
+            self.eval_loss.update(self.losses(*batch), batch[1])
 
     def on_validation_epoch_end(self) -> None:
         loss = float(self.eval_loss.compute())

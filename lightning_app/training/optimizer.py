@@ -1,4 +1,4 @@
-"""Parameter groups, and Muon, AdamW and sparse Adam as one Optimizer.
+"""Parameter groups, and Muon with AdamW as one Optimizer.
 
 Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) replaces a matrix's momentum by the
 nearest orthogonal matrix. It suits the blocks' matrices; embedding, head and gains take AdamW
@@ -46,7 +46,6 @@ class OptimOptions:
         beta1: Decay of AdamW's running average of gradients.
         beta2: Decay of AdamW's running average of squared gradients.
         momentum: Muon's (Nesterov) momentum.
-        ngram_learning_rate: Peak learning rate of the n-gram tables.
         average_decay: Validate, save and generate with a running average of the weights; 0.99
             averages over about 100 steps, 0 is off.
     """
@@ -59,13 +58,11 @@ class OptimOptions:
     beta1: BelowOne = 0.9
     beta2: BelowOne = 0.95
     momentum: BelowOne = 0.9
-    ngram_learning_rate: Rate = 0.12
     average_decay: BelowOne = 0.0
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Muon for groups with `muon` true, Adam by rows for those with `sparse` true, AdamW for the
-    others, as one optimizer.
+    """Muon for groups with `muon` true, AdamW for the others, as one optimizer.
 
     With one optimizer, Lightning's automatic optimization can be used, and so the Trainer's flags
     for clipping and accumulation.
@@ -86,10 +83,7 @@ class MuonAdamW(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            if group.get("sparse"):  # missing in checkpoints before version 0.2
-                for p in params:
-                    self.sparse_adam(group, p)
-            elif params:
+            if params:
                 (self.muon if group["muon"] else self.adamw)(group, params)
         return loss
 
@@ -106,26 +100,6 @@ class MuonAdamW(torch.optim.Optimizer):
         for same in shapes.values():
             grads, momenta = [p.grad for p in same], [self.state[p]["momentum"] for p in same]
             self.muon_step(same, grads, momenta, *rates, group["momentum"], dtype)
-
-    def sparse_adam(self, group: dict[str, Any], p: Tensor) -> None:
-        """Adam for the rows that the gradient has, as if the other steps had not taken place.
-
-        Moments are corrected by the number of updates of each row, so that its first one moves
-        every element by the learning rate.
-        """
-        assert p.grad is not None
-        gradient = p.grad.coalesce()
-        rows, g = gradient.indices()[0], gradient.values()  # (R,), (R, D)
-        state = self.state[p]
-        if not state:
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
-            state["updates"] = p.new_zeros(len(p), 1)
-        n = state["updates"][rows] + 1  # (R, 1)
-        mean = state["exp_avg"][rows].lerp(g, 1 - group["beta1"])
-        square = state["exp_avg_sq"][rows].lerp(g * g, 1 - group["beta2"])
-        state["updates"][rows], state["exp_avg"][rows], state["exp_avg_sq"][rows] = n, mean, square
-        root = (square / (1 - group["beta2"] ** n)).sqrt() + 1e-8
-        p.index_add_(0, rows, mean / (1 - group["beta1"] ** n) / root, alpha=-group["lr"])
 
     def adamw(self, group: dict[str, Any], params: list[Tensor]) -> None:
         for p in params:
@@ -152,31 +126,26 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 def parameter_groups(gpt: GPT, options: OptimOptions) -> list[dict[str, Any]]:
-    """Every parameter in exactly one group: the matrices of the blocks, the head, embedding and
-    gains, and the n-gram tables. The last two groups have no weight decay. Rates are those of a
-    first step without warmup."""
+    """Every parameter in exactly one group: the matrices of the blocks, the head, and the rest
+    (embedding and gains, without weight decay). Rates are those of a first step without warmup."""
     matrices = [p for block in gpt.blocks for p in block.parameters() if p.ndim == 2]
     head = [] if gpt.config.tie_embeddings else [gpt.lm_head.weight]
-    tables = [] if gpt.ngrams is None else [gpt.ngrams.weight]
-    taken = {id(p) for p in matrices + head + tables}
+    taken = {id(p) for p in matrices + head}
     rest = [p for p in gpt.parameters() if id(p) not in taken]
     muon = options.name == "muon"
-    adam = {"muon": False, "sparse": False, "peak_lr": options.learning_rate}
+    adam = {"muon": False, "peak_lr": options.learning_rate}
     adam |= {"beta1": options.beta1, "beta2": options.beta2}
     matrix = adam
     if muon:
-        matrix = {"muon": True, "sparse": False, "peak_lr": options.muon_learning_rate}
-        matrix["momentum"] = options.momentum
+        matrix = {"muon": True, "peak_lr": options.muon_learning_rate, "momentum": options.momentum}
     final = options.final_weight_decay
     decay = {"first_decay": options.weight_decay}
     decay["final_decay"] = options.weight_decay if final is None else final
-    sparse = adam | {"sparse": True, "peak_lr": options.ngram_learning_rate}
     no_decay = {"first_decay": 0.0, "final_decay": 0.0}
     groups: list[dict[str, Any]] = [
         {"name": "blocks", "params": matrices, **matrix, **decay},
         {"name": "head", "params": head, **adam, **decay},
         {"name": "embedding_and_gains", "params": rest, **adam, **no_decay},
-        {"name": "ngrams", "params": tables, **sparse, **no_decay},
     ]
     assert sum(len(g["params"]) for g in groups) == len(list(gpt.parameters()))
     groups = [group for group in groups if group["params"]]

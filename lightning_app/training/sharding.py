@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lightning_app.lightning_internals import spread_data_over_processes
 from lightning_app.model.gpt import GPT
+from lightning_app.model.ngrams import TABLES, NgramCounts
 from lightning_app.runs.checkpoint import read_checkpoint
 
 
@@ -35,9 +36,13 @@ def shard_like(x: Tensor, p: Tensor) -> Tensor:
 
 @torch.no_grad()
 def copy_weights(weights: dict[str, Tensor], module: nn.Module) -> None:
-    """Copy full weights, by name, into a module's sharded parameters."""
+    """Copy full weights, by name, into a module's sharded parameters, and its n-gram tables, which
+    every process has in full."""
     for name, p in module.named_parameters():
         p.copy_(shard_like(weights[name], p))
+    for name, part in module.named_modules():
+        if isinstance(part, NgramCounts):
+            part.load_tables(*(weights[f"{name}.{table}"] for table in TABLES))
 
 
 def load_optimizer(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:

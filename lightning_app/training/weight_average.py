@@ -9,17 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from lightning_app.model.gpt import GPT
-from lightning_app.model.ngrams import dense_parameters
 from lightning_app.runs.checkpoint import NETWORK_PREFIX, RAW_WEIGHTS
 from lightning_app.torch_internals import foreach_lerp_
 from lightning_app.training.sharding import copy_weights, gather, shard_like
 
 
 class WeightAverage:
-    """An exponential average of a network's weights, except its n-gram tables.
-
-    A batch changes few rows of the tables, while an average of all rows would have to be updated at
-    each step.
+    """An exponential average of a network's weights.
 
     At each step the average is multiplied by `decay` and the weights by 1 - `decay`. In the first
     steps the decay is smaller, so that the average does not depend on the initialisation. While
@@ -33,7 +29,7 @@ class WeightAverage:
         self.other: list[Tensor] = []  # one for each parameter; empty before the first step
 
     def parameters(self) -> list[nn.Parameter]:
-        return list(dense_parameters(self.gpt))  # not stored, because sharding replaces them
+        return list(self.gpt.parameters())  # not stored, because sharding replaces them
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -100,13 +96,12 @@ class WeightAverage:
             return
         raw = checkpoint[RAW_WEIGHTS]
         if weights_are_loaded:
-            average = [p.detach().clone() for p in self.parameters()]
+            average = [p.detach().clone() for p in self.gpt.parameters()]
             network = {name.removeprefix(NETWORK_PREFIX): w for name, w in raw.items()}
             copy_weights(network, self.gpt)
         else:
             state, checkpoint["state_dict"] = checkpoint["state_dict"], raw
-            averaged = {id(p) for p in self.parameters()}
-            names = [name for name, p in self.gpt.named_parameters() if id(p) in averaged]
+            names = [name for name, _ in self.gpt.named_parameters()]
             average = [state[NETWORK_PREFIX + name].clone() for name in names]
         if self.decay:
             self.other = [shard_like(a, p) for a, p in zip(average, self.parameters(), strict=True)]

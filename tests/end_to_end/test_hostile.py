@@ -109,6 +109,29 @@ for name, value in (
     named(f"{name}_{str(value)[:30]}", size)
 
 
+# N-gram tables that would be read outside of their entries.
+
+for name, place, value in (
+    ("starts", 5, 10**6), ("starts", -1, 10**6), ("characters", 3, 200), ("counts", 3, -1),
+):  # fmt: skip
+
+    def table(path: Path, name: str = name, place: int = place, value: int = value) -> None:
+        state = checkpoint(ngram_rows=[20])
+        state["state_dict"][f"gpt.ngrams.{name}"][place] = value
+        write_checkpoint(state, path)
+
+    named(f"ngram_{name}_{place}", table)
+
+
+@hostile
+def ngram_counts_that_are_stretched(path: Path) -> None:
+    state = checkpoint(ngram_rows=[20])
+    for name in ("characters", "counts"):
+        table = state["state_dict"][f"gpt.ngrams.{name}"]
+        state["state_dict"][f"gpt.ngrams.{name}"] = table[:1].expand(1 << 40)
+    torch.save(state, path)
+
+
 @hostile
 def weights_that_are_one_number_stretched_over_terabytes(path: Path) -> None:
     width = 1 << 21

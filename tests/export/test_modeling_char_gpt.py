@@ -23,6 +23,7 @@ from lightning_app.data.tokenizer import Tokenizer
 from lightning_app.export.modeling_char_gpt import CACHE, last_codes, ngram_hashes
 from lightning_app.export.transformers import MODELING_FILE, export_transformers
 from lightning_app.model.gpt import GPT, GPTConfig
+from tests.helpers import count_random_text
 from tests.model.test_ngrams import TEST_VECTOR
 
 ALPHABET = "\n abcdefgh\u00e9\u5929\U0001f642"
@@ -40,6 +41,7 @@ def network(kind: str = "plain") -> GPT:
     for p in gpt.parameters():
         torch.nn.init.normal_(p, std=1.0 if p.ndim == 1 else 0.3)
     gpt.ngrams.use_code_points(ALPHABET)
+    count_random_text(gpt)
     return gpt
 
 

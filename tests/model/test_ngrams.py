@@ -1,11 +1,17 @@
-"""Laws of the n-gram tables: the hash, and the rows that are read and learned."""
+"""Laws of the n-gram tables: the hash, the counts, and what they add to the embedding."""
 
+import math
+from collections import Counter
+
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from lightning_app.errors import UserError
+from lightning_app.model import ngrams
 from lightning_app.model.gpt import GPTConfig
-from lightning_app.model.ngrams import NgramTables, ngram_hashes
+from lightning_app.model.ngrams import NgramCounts, ngram_hashes
 from tests.helpers import GPT_SIZES, assert_close, filled_network, random_ids
 
 # For engines in other languages: the hashes of the last 2, 3 and 4 codes at the end of each text.
@@ -48,48 +54,128 @@ def test_ngrams_are_spread_evenly_over_the_rows():
     assert counts.float().var() < 2 * 8  # 8 in the mean; a random function has a variance of 8
 
 
+ROWS = (5, 70, 200)
+TEXT = np.random.default_rng(0).integers(11, size=300)
+
+
+def counted(rows=ROWS, text=TEXT, size=4, vocab_size=11) -> NgramCounts:
+    torch.manual_seed(0)
+    tables = NgramCounts(rows, size, vocab_size)
+    tables.count(text)
+    return tables
+
+
+def expected_vector(tables: NgramCounts, text, window: list[int], left_out: int | None = None):
+    """The output at the end of a window of ids, by the definition: for each n the counts of what
+    followed in `text`, where n-grams share a row; without one occurrence of `left_out`."""
+    total, V = torch.zeros(tables.weight.size(1)), tables.vocab_size
+    for i, rows in enumerate(tables.rows):
+        n = i + 2
+        if len(window) < n:
+            break
+        row = hash_of([c + 1 for c in window[-n:]]) % rows
+        followed = Counter(
+            int(text[t + n])
+            for t in range(len(text) - n)
+            if hash_of((text[t : t + n] + 1).tolist()) % rows == row
+        )
+        if left_out is not None:
+            followed[left_out] -= 1
+        for character, count in followed.items():
+            share = math.log(1 + 100 * count / (sum(followed.values()) + 2)) / math.log(101)
+            total += round(share * 255) / 255 * tables.weight[i * V + character]
+    return total
+
+
 @torch.no_grad()
-def test_the_output_is_the_sum_of_one_row_of_each_table():
-    tables = NgramTables((5, 70, 200), 4, vocab_size=11)
-    torch.nn.init.normal_(tables.weight)
-    codes = torch.cat((torch.zeros(2, 3, dtype=torch.long), torch.randint(1, 12, (2, 9))), dim=1)
-    first = {2: 0, 3: 5, 4: 75}
+@pytest.mark.parametrize("dense", [True, False])
+def test_the_output_is_the_weighted_sum_of_the_vectors_of_what_followed(dense, monkeypatch):
+    monkeypatch.setattr(ngrams, "DENSE_SIZE", 10**6 if dense else 0)
+    tables = counted()
+    idx = torch.randint(11, (2, 9), generator=torch.Generator().manual_seed(0))
+    output = tables(F.pad(idx + 1, (3, 0)))
     for row in range(2):
         for t in range(9):
-            total = torch.zeros(4)
-            for n, rows in zip((2, 3, 4), (5, 70, 200), strict=True):
-                h = hash_of(codes[row, t + 3 - n + 1 : t + 3 + 1].tolist())
-                total += tables.weight[first[n] + h % rows]
-            assert_close(tables(codes)[row, t], total)
+            assert_close(output[row, t], expected_vector(tables, TEXT, idx[row, : t + 1].tolist()))
 
 
-def test_the_tables_start_without_an_effect_and_their_gradient_has_the_rows_of_the_batch():
+@torch.no_grad()
+def test_with_targets_their_own_occurrences_are_not_counted():
+    tables = counted()
+    for start in (0, 100, 250):
+        window = torch.from_numpy(TEXT[start : start + 20])[None]
+        output = tables(F.pad(window[:, :-1] + 1, (3, 0)), window[:, 1:])
+        for t in range(19):
+            known, following = window[0, : t + 1].tolist(), int(window[0, t + 1])
+            assert_close(output[0, t], expected_vector(tables, TEXT, known, following))
+
+
+def test_both_ways_to_add_up_have_the_same_gradient(monkeypatch):
+    gradients = []
+    for limit in (10**6, 0):
+        monkeypatch.setattr(ngrams, "DENSE_SIZE", limit)
+        tables = counted()
+        idx = torch.from_numpy(TEXT[:40])[None]
+        tables(F.pad(idx[:, :-1] + 1, (3, 0)), idx[:, 1:]).square().sum().backward()
+        gradients.append(tables.weight.grad)
+    assert gradients[0].abs().sum() > 0
+    assert_close(*gradients)
+
+
+def test_a_text_is_counted_in_parts_as_at_once(monkeypatch):
+    at_once = counted().state_dict()
+    monkeypatch.setattr(ngrams, "COUNTED_AT_ONCE", 7)
+    in_parts = counted().state_dict()
+    assert int(at_once["counts"].sum()) == sum(len(TEXT) - n for n in (2, 3, 4))
+    for name, table in at_once.items():
+        assert torch.equal(table, in_parts[name]), name
+
+
+@torch.no_grad()
+def test_tables_that_have_counted_nothing_have_no_effect():
     gpt = filled_network(ngram_rows=(50, 1000))
-    torch.nn.init.zeros_(gpt.ngrams.weight)
+    gpt.ngrams.allocate(0)
     plain = filled_network()
     plain.load_state_dict(gpt.state_dict(), strict=False)
     idx = random_ids(gpt, 2, 6)
+    assert gpt.ngrams.is_empty
     assert torch.equal(gpt(idx), plain(idx))
-    gpt(idx).square().sum().backward()
-    gradient = gpt.ngrams.weight.grad
-    codes = torch.nn.functional.pad(idx + 1, (2, 0))
-    assert gradient.is_sparse
-    found = gradient.coalesce().indices()[0].tolist()
-    assert found == sorted(set(gpt.ngrams.table_rows(codes).flatten().tolist()))
 
 
 @torch.no_grad()
-def test_with_code_points_the_tables_are_valid_for_another_alphabet():
-    weight = torch.randn(90, 4)
-    outputs = []
+def test_with_code_points_the_rows_do_not_depend_on_the_alphabet():
+    text, found = "abcabbacab" * 5, []
     for alphabet in ("abc", " abxc"):
-        tables = NgramTables((30, 60), 4, len(alphabet))
+        tables = NgramCounts((30, 60), 4, len(alphabet))
         tables.use_code_points(alphabet)
-        tables.weight.copy_(weight)
-        ids = torch.tensor([[alphabet.index(c) for c in "abcabba"]])
-        codes = torch.nn.functional.pad(tables.codes[ids], (2, 0))
-        outputs.append(tables(codes))
-    assert torch.equal(*outputs)
+        tables.count(np.array([alphabet.index(c) for c in text]))
+        characters = "".join(alphabet[i] for i in tables.characters)
+        found.append((tables.starts.tolist(), tables.counts.tolist(), characters))
+    assert found[0] == found[1]
+
+
+def test_a_state_dict_brings_tables_of_any_size():
+    source, target = counted(), counted(text=TEXT[:50])
+    target.load_state_dict(source.state_dict())
+    codes = torch.randint(1, 12, (2, 9))
+    assert torch.equal(source(codes), target(codes))
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "value", "named"),
+    [
+        ("starts", 0, 1, "cover"),
+        ("starts", -1, 10**6, "cover"),
+        ("starts", 3, 10**6, "cover"),
+        ("characters", 5, 11, "alphabet"),
+        ("counts", 5, 0, "below 1"),
+    ],
+)
+def test_a_state_dict_with_tables_that_cannot_be_read_is_refused(name, place, value, named):
+    state = counted().state_dict()
+    state[name][place] = value
+    with pytest.raises(ValueError, match=named):
+        NgramCounts(ROWS, 4, 11).load_state_dict(state)
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,7 @@ from lightning_app.training.optimizer import MuonAdamW, OptimOptions, parameter_
 def network(tied: bool = False) -> GPT:
     torch.manual_seed(0)
     sizes = {"vocab_size": 7, "block_size": 8, "n_layer": 2, "n_head": 2, "n_embd": 16}
-    return GPT(
-        GPTConfig(**sizes, n_kv_head=1, mlp_size=24, tie_embeddings=tied, ngram_rows=(9, 30))
-    )
+    return GPT(GPTConfig(**sizes, n_kv_head=1, mlp_size=24, tie_embeddings=tied))
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -61,17 +59,16 @@ def test_matrices_decay_and_embedding_and_gains_do_not(name, tied):
     groups = parameter_groups(gpt, OptimOptions(name, weight_decay=0.3))
     decay = {id(p): g["weight_decay"] for g in groups for p in g["params"]}
     for n, p in gpt.named_parameters():
-        spared = p.ndim == 1 or n in ("embedding.weight", "ngrams.weight")
+        spared = p.ndim == 1 or n == "embedding.weight"
         assert decay[id(p)] == (0.0 if spared else 0.3), n
 
 
 def test_each_kind_of_group_gets_its_own_learning_rate():
-    options = OptimOptions("muon", 0.5, muon_learning_rate=0.25, ngram_learning_rate=0.125)
-    rates = {"blocks": 0.25, "head": 0.5, "embedding_and_gains": 0.5, "ngrams": 0.125}
+    options = OptimOptions("muon", learning_rate=0.5, muon_learning_rate=0.25)
     for group in parameter_groups(network(), options):
-        assert group["lr"] == group["peak_lr"] == rates[group["name"]]
+        assert group["lr"] == group["peak_lr"] == (0.25 if group["muon"] else 0.5)
     adamw = OptimOptions("adamw", learning_rate=0.5, muon_learning_rate=0.25)
-    assert {g["lr"] for g in parameter_groups(network(), adamw) if not g["sparse"]} == {0.5}
+    assert {g["lr"] for g in parameter_groups(network(), adamw)} == {0.5}
 
 
 # AdamW.
@@ -128,53 +125,6 @@ def test_muon_moves_a_matrix_the_same_alone_and_among_others():
     for p, q in zip(together, alone, strict=True):
         assert q.norm() > 1
         assert (p - q).norm() < 0.02 * q.norm()
-
-
-# The n-gram tables.
-
-
-def sparse_gradient(rows: list[int], size: tuple[int, int], seed: int) -> Tensor:
-    values = randn(len(rows), size[1], seed=seed)
-    return torch.sparse_coo_tensor(torch.tensor([rows]), values, size, check_invariants=True)
-
-
-def table_group(params: list[Tensor]) -> dict:
-    return adam_group(params, sparse=True, weight_decay=0.0)
-
-
-def test_rows_of_every_batch_move_as_with_adam():
-    ours, expected = torch.zeros(5, 3, requires_grad=True), torch.zeros(5, 3, requires_grad=True)
-    adam = torch.optim.Adam([expected], lr=0.01, betas=(0.9, 0.95))
-    optimizer = MuonAdamW([table_group([ours])])
-    for step in range(4):
-        ours.grad = sparse_gradient([0, 1, 2, 3, 4], (5, 3), step)
-        expected.grad = ours.grad.to_dense()
-        optimizer.step()
-        adam.step()
-    torch.testing.assert_close(ours, expected)
-
-
-def test_a_row_moves_as_if_steps_without_it_had_not_taken_place():
-    often, rare = torch.zeros(4, 3, requires_grad=True), torch.zeros(4, 3, requires_grad=True)
-    first, second = MuonAdamW([table_group([often])]), MuonAdamW([table_group([rare])])
-    for step in range(6):
-        often.grad = sparse_gradient([2], (4, 3), step)
-        first.step()
-        for rows, seed in (([0, 1], 100 + step), ([2], step)):
-            rare.grad = sparse_gradient(rows, (4, 3), seed)
-            second.step()
-    assert torch.equal(often[2], rare[2])
-    assert not often[[0, 1, 3]].any()
-
-
-def test_a_row_that_occurs_twice_in_a_batch_moves_by_the_sum():
-    p, q = torch.zeros(4, 3, requires_grad=True), torch.zeros(4, 3, requires_grad=True)
-    p.grad = sparse_gradient([1, 3, 1], (4, 3), 0)
-    q.grad = p.grad.coalesce()
-    for x in (p, q):
-        MuonAdamW([table_group([x])]).step()
-    assert torch.equal(p, q)
-    assert p[1].abs().tolist() == pytest.approx([0.01] * 3, rel=1e-4)  # the learning rate
 
 
 # One optimizer.

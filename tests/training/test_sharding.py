@@ -10,8 +10,6 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from lightning_app.errors import UserError
-from lightning_app.training.module import CharGPT
 from lightning_app.training.optimizer import MuonAdamW, OptimOptions, parameter_groups
 from lightning_app.training.sharding import (
     ShardedStrategy,
@@ -21,7 +19,7 @@ from lightning_app.training.sharding import (
     shard,
     shard_like,
 )
-from tests.helpers import filled_network, fresh_network, random_ids, small_model
+from tests.helpers import filled_network, fresh_network, random_ids
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +88,8 @@ def test_the_trainer_knows_the_strategy_by_its_name():
     assert not strategy._save_distributed_checkpoint  # a checkpoint is one file
 
 
-def test_n_gram_tables_are_refused_with_the_remedy(monkeypatch):
-    monkeypatch.setattr(CharGPT, "device_mesh", property(lambda self: object()))
-    model = small_model("abc", ngram_rows=[20])
-    with pytest.raises(UserError, match=r"n-gram tables.*ddp"):
-        model.configure_model()
+def test_weights_are_copied_with_the_n_gram_tables():
+    source, target = filled_network(ngram_rows=(20, 50)), fresh_network(ngram_rows=(20, 50))
+    copy_weights(source.state_dict(), target)
+    for name, weight in source.state_dict().items():
+        assert torch.equal(weight, target.state_dict()[name]), name

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_app.model.gpt import GPT, GPTConfig
 from lightning_app.training.weight_average import WeightAverage
+from tests.helpers import filled_network
 
 
 def layer() -> nn.Linear:
@@ -92,20 +92,19 @@ def test_before_the_first_step_there_is_no_average():
         assert equal(values(module), before)
 
 
-def test_tables_are_not_averaged_but_saved_with_both_kinds_of_weights():
-    gpt = GPT(GPTConfig(5, 4, 1, 1, 8, ngram_rows=(3, 4)))
+def test_n_gram_tables_are_saved_with_both_kinds_of_weights():
+    gpt = filled_network(ngram_rows=(3, 4))
     average = WeightAverage(gpt, 0.5)
     average.update(1)
     with torch.no_grad():
         for p in gpt.parameters():
             p.add_(1)
     average.update(2)
-    name = "gpt.ngrams.weight"
     saved = {"state_dict": {f"gpt.{n}": w.clone() for n, w in gpt.state_dict().items()}}
     average.write(saved)
     for weights in (saved["state_dict"], saved["current_model_state"]):
-        assert torch.equal(weights[name], gpt.ngrams.weight)
-    assert not torch.equal(saved["state_dict"]["gpt.norm.weight"], gpt.norm.weight)
+        assert torch.equal(weights["gpt.ngrams.counts"], gpt.ngrams.counts)
+    assert not torch.equal(saved["state_dict"]["gpt.ngrams.weight"], gpt.ngrams.weight)
 
 
 def test_reset_forgets_the_average_and_keeps_the_parameters():

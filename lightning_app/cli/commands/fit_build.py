@@ -86,6 +86,8 @@ def build(request: FitRequest, start: Start, source: TrainedModel | None) -> Job
         seed=config.seed_everything,
         compile_network=planned.compiled,
     )
+    if model.gpt.ngrams is not None and start.step == 0:  # otherwise the checkpoint has the counts
+        model.gpt.ngrams.count(data.ids("train"))
     lines = inherit(model.gpt, model.tokenizer, source) if source else []
     signals = Signals()
     describe = describer(config, data, model, accelerator, start.origin)
@@ -201,8 +203,6 @@ def describer(
     """A function that returns, for a Trainer, the facts about this run for its checkpoints."""
     optim = asdict(model.optim)
     optimizer = optim.pop("name")
-    if not model.gpt.config.ngram_rows:  # it has no effect, and older checkpoints lack it
-        del optim["ngram_learning_rate"]
     network = {
         f.name: getattr(model.gpt.config, f.name)
         for f in fields(GPTConfig)

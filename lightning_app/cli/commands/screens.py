@@ -12,7 +12,6 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning_app import hardware
 from lightning_app.errors import program
 from lightning_app.evaluation.metrics import loss_metrics
-from lightning_app.model.ngrams import dense_parameters
 from lightning_app.runs.checkpoint import SECTION, load
 from lightning_app.runs.folders import LOGS
 
@@ -76,9 +75,9 @@ def lines_before(request: "FitRequest", start: "Start", job: "Job") -> list[str]
     """The lines before training: corpus, network, device, length."""
     data, gpt, facts = job.data, job.model.gpt, job.facts
     flags = request.config.trainer
-    parameters = sum(p.numel() for p in dense_parameters(gpt))
-    rows = ", ".join(f"{n:,}" for n in gpt.config.ngram_rows)
-    tables = f", n-gram tables of {rows} rows" if rows else ""
+    parameters = sum(p.numel() for p in gpt.parameters())
+    tables = len(gpt.config.ngram_rows)
+    counted = f", counts of what follows 2 to {tables + 1} characters" if tables else ""
     sizes = ", ".join(f"{name} {b - a:,}" for name, (a, b) in data.bounds.items() if b > a)
     steps = job.trainer.max_steps - start.step
     seconds = job.plan.seconds * steps / flags.max_steps
@@ -98,7 +97,7 @@ def lines_before(request: "FitRequest", start: "Start", job: "Job") -> list[str]
         f"alphabet   {len(data.alphabet)} {units}",
         f"network    {parameters / 1e6:.2f} M parameters: {gpt.config.n_layer} layers, "
         f"{gpt.config.n_head} heads, width {gpt.config.n_embd}, context {gpt.config.block_size}"
-        + tables,
+        + counted,
         f"device     {facts['device']}, {facts['precision']}{how}",
         f"training   {steps:,} steps of {facts['global_batch'] * facts['block_size']:,} "
         f"{units}, {time_needed}",

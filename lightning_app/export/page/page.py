@@ -3,8 +3,8 @@
 The page has everything in it: the weights (int8, in base64), the alphabet, and an engine in
 WebAssembly with a fallback in JavaScript. It loads nothing and sends nothing, and it works from a
 disk. Its network, its rule for long texts, its distribution and its random numbers are those of
-`predict --weights int8`: float32 for the embedding and the head, int8 for all other matrices and
-for n-gram tables. Sums run in another order, which moves logits by about 1e-5, so a seed gives the
+`predict --weights int8`: float32 for embedding, head and the vectors of n-gram tables, int8 for all
+other matrices. Sums run in another order, which moves logits by about 1e-5, so a seed gives the
 same text.
 
 The JavaScript in engine/ computes and knows nothing of the page; interface/ is the page.
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from lightning_app.data.tokenizer import KEYBOARD
 from lightning_app.errors import UserError
 from lightning_app.files import atomic_write
-from lightning_app.generation.cpu_engine import as_array, pack_weights, quantize
+from lightning_app.generation.cpu_engine import as_array, pack_weights
 from lightning_app.generation.sampling import GenerateOptions
 from lightning_app.model.gpt import GPT
 from lightning_app.runs.checkpoint import TrainedModel
@@ -113,13 +113,22 @@ def pack_tensors(gpt: GPT) -> tuple[dict[str, int], bytes]:
         arrays[f"{name}_scale"] = getattr(packed, f"{name}_scale")
     arrays["q_gain"], arrays["k_gain"] = packed.q_gain, packed.k_gain
     if gpt.ngrams is not None:
-        arrays["ngrams"], arrays["ngrams_scale"] = quantize(gpt.ngrams.weight.detach().float())
+        index = np.dtype(f"u{index_bytes(gpt)}")
+        arrays["ngram_vectors"] = packed.ngram_vectors
+        arrays["ngram_lengths"] = np.diff(packed.ngram_starts).astype(index)  # entries of each row
+        arrays["ngram_characters"] = packed.ngram_characters.astype(index)
+        arrays["ngram_shares"] = (packed.ngram_shares * 255).round().astype(np.uint8)
     offsets, weights = {}, bytearray()
     for name, array in arrays.items():
         offsets[name] = len(weights)
         weights += array.astype(array.dtype.newbyteorder("<")).tobytes()
         weights += bytes(-len(weights) % ALIGNMENT)
     return offsets, bytes(weights)
+
+
+def index_bytes(gpt: GPT) -> int:
+    """The bytes of a number from 0 to the number of characters."""
+    return next(size for size in (1, 2, 4) if gpt.config.vocab_size < 256**size)
 
 
 def model_description(trained: TrainedModel, tensors: dict[str, int]) -> dict[str, Any]:
@@ -140,6 +149,8 @@ def model_description(trained: TrainedModel, tensors: dict[str, int]) -> dict[st
             "mlp": c.mlp_size,
             "ropeTheta": c.rope_theta,
             "ngramRows": list(c.ngram_rows),
+            "ngramEntries": 0 if gpt.ngrams is None else len(gpt.ngrams.counts),
+            "indexBytes": index_bytes(gpt),
         },
         "tensors": tensors,
         "codes": codes,  # of the characters, for n-gram tables

@@ -198,8 +198,9 @@ def test_slurm_does_not_requeue_by_itself(monkeypatch):
     assert slurm.auto_requeue is False
 
 
-@pytest.mark.parametrize(("rows", "has_rate"), [("null", False), ("[20]", True)])
-def test_the_rate_of_tables_is_a_fact_of_runs_that_have_tables(folder, rows, has_rate):
-    facts = built("--model.ngram_rows", rows).facts
-    assert ("ngram_learning_rate" in facts["optim"]) == has_rate
-    assert facts["network"]["ngram_rows"] == ([20] if has_rate else None)
+@pytest.mark.parametrize(("rows", "fact"), [("null", None), ("[20]", [20])])
+def test_n_gram_tables_are_a_fact_and_have_counted_the_training_text(folder, rows, fact):
+    job = built("--model.ngram_rows", rows)
+    assert job.facts["network"]["ngram_rows"] == fact
+    if fact:
+        assert int(job.model.gpt.ngrams.counts.sum()) == len(job.data.ids("train")) - 2

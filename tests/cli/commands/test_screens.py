@@ -86,7 +86,7 @@ def test_before_training_the_data_the_network_the_machine_and_the_run_are_named(
         ({"step": 90}, "10 steps of 32 characters, about a minute or less"),
         ({"compile": True}, "cpu, 32-true, compiled"),
         ({"unit": "byte"}, "100 steps of 32 bytes"),
-        ({"rows": (20, 3000)}, "context 8, n-gram tables of 20, 3,000 rows"),
+        ({"rows": (20, 3000)}, "context 8, counts of what follows 2 to 3 characters"),
         ({"share": 0.4}, "other programs use 60% of the processors"),
         ({"dev_run": True}, "run        none: fast_dev_run"),
     ],

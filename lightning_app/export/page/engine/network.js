@@ -60,11 +60,24 @@ class Network {
       next += Math.ceil((n * 4) / 16) * 16;
     }
     this.f32 = new Float32Array(memory);
-    this.i8 = new Int8Array(memory);
+    this.readTables();
     this.fillPositions();
     this.read = []; // the ids whose keys and values are in memory
     this.passes = 0; // how often `forward` was called
     this.passStart = 0; // the position of its first id
+  }
+
+  // The n-gram tables: see `NgramCounts` in model/ngrams.py.
+  readTables() {
+    const { ngramRows, ngramEntries, indexBytes } = this.sizes, { at, memory } = this;
+    if (!ngramRows.length) return;
+    const Index = { 1: Uint8Array, 2: Uint16Array, 4: Uint32Array }[indexBytes];
+    const rows = ngramRows.reduce((sum, n) => sum + n, 0);
+    const lengths = new Index(memory, at.ngram_lengths, rows);
+    this.ngramStarts = new Uint32Array(rows + 1);
+    for (let row = 0; row < rows; row++) this.ngramStarts[row + 1] = this.ngramStarts[row] + lengths[row];
+    this.ngramCharacters = new Index(memory, at.ngram_characters, ngramEntries);
+    this.ngramShares = new Uint8Array(memory, at.ngram_shares, ngramEntries);
   }
 
   // Rotary positions. PyTorch computes the angles in float32, and so does this.
@@ -137,9 +150,9 @@ class Network {
     kernel.multiply(at.logits, at.head, at.h, vocab, embd, T);
   }
 
-  // x (D) = the embedding of the id at `position`, plus a row of each n-gram table.
+  // x (D) = the embedding of the id at `position`, plus the vectors of its n-gram counts.
   embed(position, x) {
-    const { embd, ngramRows } = this.sizes, { at, f32, i8, codes } = this;
+    const { vocab, embd, ngramRows } = this.sizes, { at, f32, codes, ngramStarts } = this;
     const row = at.embedding / 4 + this.read[position] * embd;
     f32.copyWithin(x / 4, row, row + embd);
     const recent = [];
@@ -148,9 +161,14 @@ class Network {
     }
     let firstRow = 0;
     ngramHashes(recent).forEach((hash, table) => {
-      const row = firstRow + (hash % ngramRows[table]), scale = f32[at.ngrams_scale / 4 + row];
-      for (let j = 0; j < embd; j++) f32[x / 4 + j] += i8[at.ngrams + row * embd + j] * scale;
+      const row = firstRow + (hash % ngramRows[table]);
       firstRow += ngramRows[table];
+      if (recent[recent.length - 2 - table] === 0) return; // it begins before the text
+      for (let entry = ngramStarts[row]; entry < ngramStarts[row + 1]; entry++) {
+        const share = this.ngramShares[entry] / 255;
+        const vector = at.ngram_vectors / 4 + (table * vocab + this.ngramCharacters[entry]) * embd;
+        for (let j = 0; j < embd; j++) f32[x / 4 + j] += share * f32[vector + j];
+      }
     });
   }
 

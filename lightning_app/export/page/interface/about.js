@@ -19,7 +19,7 @@ function showAbout({ about, sizes, unit }) {
     width: sizes.embd,
     context: `${number.format(sizes.blockSize)} ${one}s`,
     alphabet: `${number.format(sizes.vocab)} ${one}s`,
-    'n-gram tables': sizes.ngramRows.length && `${sizes.ngramRows.length}, ${number.format(sizes.ngramRows.reduce((a, b) => a + b))} rows`,
+    'n-gram counts': sizes.ngramEntries && number.format(sizes.ngramEntries),
     'training steps': about.steps && number.format(about.steps),
   };
   for (const [name, value] of Object.entries(facts)) {
