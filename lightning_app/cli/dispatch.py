@@ -20,6 +20,7 @@ COMMANDS = {
     "validate": "score a run on its validation split",
     "test": "score a run on its test split",
     "predict": "generate text",
+    "serve": "a page and an OpenAI-style HTTP interface for a run, on this machine",
     "inspect": "describe a text before training on it",
     "export": "write a run's network for transformers or llama.cpp",
 }

@@ -204,6 +204,7 @@ class CPUEngine:
         finally:
             torch.set_num_threads(before)
 
+    @torch.no_grad()
     def prefill(self, rows: Sequence[int], windows: Sequence[Sequence[int]]) -> None:
         """Replace the cached text of `rows` by `windows`.
 

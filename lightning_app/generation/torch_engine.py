@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lightning_app.generation.cpu_kernels import draw_rows
 from lightning_app.generation.history import History, characters_seen, first_ids
 from lightning_app.generation.sampling import GenerateOptions, distribution, draw
 from lightning_app.model.gpt import GPT
@@ -49,6 +50,56 @@ def prefill(gpt: GPT, cache: KVCache, rows: list[int], windows: list[list[int]])
         cache.values[:, rows] = prefilled.values
         cache.codes[rows] = prefilled.codes
     cache.length[rows] = torch.tensor([len(w) for w in windows])
+
+
+class TorchEngine:
+    """Writes up to B texts together, as `cpu_engine.CPUEngine` does, on the network's device.
+
+    A call computes all B rows, however few it is for: on a GPU they take about the same time.
+    """
+
+    def __init__(self, gpt: GPT, rows: int) -> None:
+        self.gpt, self.cache = gpt, gpt.kv_cache(rows)
+        self.length = self.cache.length.numpy()  # (B,) characters in the cache; the same memory
+
+    @torch.no_grad()
+    def prefill(self, rows: Sequence[int], windows: Sequence[Sequence[int]]) -> None:
+        """Replace the cached text of `rows` by `windows`."""
+        prefill(self.gpt, self.cache, list(rows), [list(window) for window in windows])
+
+    @torch.no_grad()
+    def next_logits(
+        self, rows: NDArray[np.int64], tokens: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Add one character, tokens (n,), to the cache of each of n `rows`; logits (n, V) of the
+        next one."""
+        after = self.length.copy()
+        after[rows] += 1
+        # The other rows get id 0 after the end of their text, where the next character replaces it.
+        self.length.clip(0, self.gpt.config.block_size - 1, out=self.length)
+        last = np.zeros((len(self.length), 1), dtype=np.int64)
+        last[rows, 0] = tokens
+        logits = self.gpt.forward(
+            torch.from_numpy(last).to(self.gpt.embedding.weight.device), self.cache
+        )
+        self.length[:] = after
+        return logits[rows, -1].float().cpu().numpy()
+
+    def decode(
+        self,
+        rows: NDArray[np.int64],
+        tokens: NDArray[np.int64],
+        uniform: NDArray[np.float64],
+        seen: NDArray[np.bool_],
+        samplers: NDArray[np.float64],
+    ) -> NDArray[np.int64]:
+        """Ids (n, c) for each of n rows; see `CPUEngine.decode`."""
+        ids = np.empty(uniform.shape, dtype=np.int64)
+        for i in range(uniform.shape[1]):
+            logits = self.next_logits(rows, tokens)
+            tokens = draw_rows(logits, rows, uniform[:, i].copy(), seen, samplers, 1)
+            ids[:, i] = tokens
+        return ids
 
 
 @torch.no_grad()

@@ -136,6 +136,7 @@ from lightning_app.cli import main
 assert main(["predict", "--prompt", "o", "--max_new_tokens", "3"]) == 0
 assert main(["export", "--to", {str(tmp_path / "out")!r}]) == 0
 assert main(["inspect", "--data.corpus", "text.txt", "--baselines", "false"]) == 0
+import lightning_app.cli.commands.serve, lightning_app.serving.server
 print([m for m in sys.modules if m.startswith(("lightning.", "torchmetrics", "torch._inductor"))])
 """
     assert python_prints(code, cwd=trained.folder).splitlines()[-1] == "[]"

@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 
-from lightning_app.cli.commands import evaluate, export, fit_options, inspect, predict
+from lightning_app.cli.commands import evaluate, export, fit_options, inspect, predict, serve
 from lightning_app.cli.configs import find_config, split_configs
 from lightning_app.cli.dispatch import COMMANDS
 from lightning_app.cli.parsing import take_texts
@@ -37,7 +37,9 @@ def parse(command: str, arguments: list[str]) -> None:
     elif command in ("validate", "test"):
         evaluate.make_parser(command).parse_args(rest)
     else:
-        {"inspect": inspect, "export": export}[command].make_parser().parse_args(rest)
+        {"inspect": inspect, "export": export, "serve": serve}[command].make_parser().parse_args(
+            rest
+        )
 
 
 def test_the_readme_shows_every_command():
