@@ -6,10 +6,11 @@ command of the same name; its parser and its description are those of the comman
 
 import re
 import secrets
+import signal
 import sys
 import textwrap
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from typing import Any
 
@@ -48,6 +49,32 @@ OTHER_COMMANDS = {
     "quit": "End the program.",
 }
 COMMANDS = tuple(f"/{name}" for name in (*OPTIONS, *SHORT_NAMES, *OTHER_COMMANDS))
+
+
+@contextmanager
+def ended_by_ctrl_c() -> Iterator[Callable[[], None]]:
+    """Ctrl-C ends the block, and only it.
+
+    It raises KeyboardInterrupt; but Python drops an exception that is raised in a callback of
+    compiled code. The function that the block gets raises it again.
+    """
+    pressed = False
+
+    def handler(_number: int, _frame: object) -> None:
+        nonlocal pressed
+        pressed = True
+        raise KeyboardInterrupt
+
+    def check() -> None:
+        if pressed:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        with suppress(KeyboardInterrupt):
+            yield check
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class Conversation:
@@ -121,8 +148,13 @@ class Conversation:
             steps = generate_compiled(self.engine, *inputs)
         else:
             steps = generate_ids(self.trained.gpt, *inputs)
-        with suppress(KeyboardInterrupt):  # the text so far can be continued
-            collect_texts(steps, tokenizer, 1, options, self.show)
+        with ended_by_ctrl_c() as check:  # the text so far can be continued
+
+            def show(new: list[str]) -> None:
+                self.show(new)
+                check()
+
+            collect_texts(steps, tokenizer, 1, options, show)
         print("\n", flush=True)
 
     def show(self, new: list[str]) -> None:

@@ -2,10 +2,12 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from lightning_app.cli.interactive import (
     OPTIONS,
     Conversation,
     as_commands,
+    ended_by_ctrl_c,
     shown,
     unescape,
 )
@@ -180,6 +183,19 @@ def test_values_and_messages_are_shown_as_they_are_typed():
         as_commands("--top_k contradicts --top_p -- a dash")
         == "/top_k contradicts /top_p -- a dash"
     )
+
+
+def test_ctrl_c_that_compiled_code_has_lost_still_ends_the_text():
+    shown = []
+    before = signal.getsignal(signal.SIGINT)
+    with ended_by_ctrl_c() as check:
+        with suppress(KeyboardInterrupt):  # as a callback of compiled code does
+            signal.raise_signal(signal.SIGINT)
+        shown.append("a")
+        check()
+        shown.append("b")
+    assert shown == ["a"]
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 # The complete program on a real terminal.
