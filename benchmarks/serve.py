@@ -6,7 +6,8 @@ Serves a network of random weights with `main.py serve`, and its GGUF file (f32)
 the package xllamacpp, one after the other in each round, because they would share the processors.
 Each client sends one streaming request after the other, at temperature 0.8 and top_p 0.9, with its
 own prompt of 20 characters. Measured: characters per second of all clients, and the median time to
-a text's first character, after a request of each client that is not counted.
+a text's first character, after a request of each client that is not counted. `serve` chooses its
+number of threads itself; llama.cpp gets one, and as many as there are cores.
 """
 
 import argparse
@@ -46,7 +47,7 @@ LLAMA = """
 import sys, time, xllamacpp
 p = xllamacpp.CommonParams()
 p.model.path, slots = sys.argv[1], int(sys.argv[2])
-p.hostname, p.port = "127.0.0.1", 0
+p.n_threads_http = slots + 2
 p.n_parallel, p.n_ctx = slots, 256 * slots
 p.verbosity = -1
 p.cpuparams.n_threads = p.cpuparams_batch.n_threads = int(sys.argv[3])
@@ -160,7 +161,9 @@ def main() -> None:
         try:
             import xllamacpp  # noqa: F401
 
-            servers["llama.cpp"] = ([python, "-c", LLAMA, str(gguf), slots, cores], "stdout")
+            for threads in sorted({"1", cores}):
+                label = f"llama.cpp, {threads} threads"
+                servers[label] = ([python, "-c", LLAMA, str(gguf), slots, threads], "stdout")
         except ImportError:
             print("llama.cpp is not measured: pip install xllamacpp")
         results: dict[tuple[str, int], list[tuple[float, float]]] = {}

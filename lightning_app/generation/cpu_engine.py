@@ -41,6 +41,9 @@ from lightning_app.torch_internals import packed_linear
 
 WeightFormat = Literal["float32", "bfloat16", "int8"]
 PREFILL_SIZE = 128  # characters that a prefill computes together
+# Sizes of PyTorch's products. oneDNN compiles code for each size, which takes milliseconds and
+# about 2 MB for a layer's products, so that others are padded.
+PRODUCT_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 TRIAL_SIZE = 8  # characters that are generated to measure a number of threads
 
 
@@ -291,9 +294,14 @@ class CPUEngine:
             next_logits(tokens[0], rows[0], positions[0], w, self.cache, logits[0], self.threads)
             return logits
         x = self.forward(rows, tokens, positions)
-        final = torch.empty(x.shape)
+        final = torch.zeros(self.product_size(len(x)), x.shape[1])
         normalize_rows(x, as_array(final), self.threads)
-        return as_array(self.head(final))
+        return as_array(self.head(final))[: len(x)]
+
+    def product_size(self, n: int) -> int:
+        """The number of rows of the products for n characters."""
+        size = next((size for size in PRODUCT_SIZES if size >= n), n)
+        return min(size, self.rows) if n <= self.rows else size
 
     def forward(
         self, rows: NDArray[np.int64], tokens: NDArray[np.int64], positions: NDArray[np.int64]
@@ -307,12 +315,14 @@ class CPUEngine:
         x = w.embedding[tokens]  # (n, D) float32
         if len(w.ngram_rows):
             add_ngram_rows(tokens, rows, positions, w, self.cache, x)
-        h, attended = (torch.empty(x.shape, dtype=self.dtype) for _ in "12")
-        activated = torch.empty(len(rows), w.down.shape[2], dtype=self.dtype)
-        h_, attended_, activated_ = map(as_array, (h, attended, activated))  # the same memory
+        size = self.product_size(len(x))  # rows beyond the n are 0
+        h, attended = (torch.zeros(size, x.shape[1], dtype=self.dtype) for _ in "12")
+        activated = torch.zeros(size, w.down.shape[2], dtype=self.dtype)
+        # the same memory, without the padding
+        h_, attended_, activated_ = (as_array(y)[: len(x)] for y in (h, attended, activated))
         normalize_rows(x, h_, threads)
         for layer, (qkv, o, gate_up, down) in enumerate(self.products):
-            projected = as_array(qkv(h))  # (n, D + 2 KV)
+            projected = as_array(qkv(h))[: len(x)]  # (n, D + 2 KV)
             cache_keys(projected, w, layer, rows, positions, self.cache, threads)
             attend_rows(projected, w, layer, rows, positions, self.cache, attended_, threads)
             add_rows(x, as_array(o(attended)), w.o_scale[layer], h_, threads)

@@ -76,6 +76,22 @@ def test_a_call_for_some_rows_gives_their_logits_and_leaves_the_others_alone(kin
     assert engine.length.tolist() == [5, 5, 5, 5]
 
 
+@torch.no_grad()
+def test_products_have_few_sizes_and_padding_changes_no_logits(monkeypatch):
+    gpt, sizes = network(block_size=20), set()
+    engine = CPUEngine(gpt, 40)
+    head = engine.head
+    monkeypatch.setattr(engine, "head", lambda x: (sizes.add(len(x)), head(x))[1])
+    ids = text(40, 1)
+    for n in range(2, 41):
+        engine.length[:] = 0
+        logits = engine.next_logits(np.arange(n), ids[:n, 0].numpy())
+        torch.testing.assert_close(
+            torch.from_numpy(logits), gpt(ids[:n])[:, -1], rtol=1e-4, atol=1e-4
+        )
+    assert sizes == {2, 3, 4, 6, 8, 12, 16, 24, 32, 40}
+
+
 def test_each_row_is_drawn_by_its_own_options():
     gpt, tokens = network(), np.array([3, 1, 4, 1])
     given = [
