@@ -18,6 +18,7 @@ from lightning_app.torch_internals import (
     foreach_mul_,
     foreach_sqrt,
     has_onednn,
+    ignore_in_ddp,
     packed_linear,
     set_up_compiler,
 )
@@ -97,6 +98,22 @@ def test_the_product_is_the_plain_one_with_the_private_operators_and_without(
     torch.testing.assert_close(
         y.float(), x.float() @ weight.float().mT, rtol=tolerance, atol=10 * tolerance
     )
+
+
+# DDP.
+
+
+def test_ddp_does_not_send_the_buffers_that_it_is_told_to_ignore():
+    module = torch.nn.BatchNorm1d(3)
+    ignore_in_ddp(module, ["running_mean"])
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=store)
+    try:
+        sent = torch.nn.parallel.DistributedDataParallel(module).modules_buffers
+    finally:
+        torch.distributed.destroy_process_group()
+    assert not any(buffer is module.running_mean for buffer in sent)
+    assert any(buffer is module.running_var for buffer in sent)
 
 
 # Initialisation.

@@ -15,6 +15,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from tqdm import tqdm
 
 from lightning_app.cli.configs import config_group, split_configs
+from lightning_app.cli.engine_options import add_engine_arguments, check_threads
 from lightning_app.cli.loading import add_run_arguments, load_run
 from lightning_app.cli.parsing import Parser, instantiate, take_texts
 from lightning_app.data.splits import SplitText
@@ -22,7 +23,6 @@ from lightning_app.errors import UserError, program
 from lightning_app.evaluation.overlap import COPY_LENGTH, WindowIndex, find_windows, passages
 from lightning_app.generation.cpu_engine import CPUEngine, WeightFormat
 from lightning_app.generation.generate import MAX_BATCH, generate_text, has_cpu_engine
-from lightning_app.generation.numba_cache import max_threads
 from lightning_app.generation.sampling import GenerateOptions
 from lightning_app.runs.checkpoint import TrainedModel
 
@@ -57,17 +57,7 @@ def make_parser(with_trainer_flags: bool = False) -> Parser:
         default=False,
         help=f"Report passages of {COPY_LENGTH} or more characters of the training text.",
     )
-    add(
-        "--weights",
-        type=WeightFormat,
-        default="float32",
-        help="Format of the weights on a CPU; smaller ones are faster, and rounded.",
-    )
-    add(
-        "--threads",
-        type=PositiveInt | None,
-        help="On a CPU (default: measured while generating). The text does not depend on it.",
-    )
+    add_engine_arguments(parser)
     parser.add_class_arguments(GenerateOptions)
     if with_trainer_flags:
         from lightning_app.cli.trainer_flags import add_trainer_flags
@@ -100,8 +90,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--weights {config.weights} is not for --trainer flags; leave them out")
     if config.threads and with_trainer:
         raise UserError("--threads is not for --trainer flags; leave it out")
-    if config.threads and config.threads > max_threads():
-        raise UserError(f"--threads is {config.threads}; here it can be at most {max_threads()}")
+    check_threads(config)
     if not with_trainer and asks_for_prompts(parser, rest, texts):
         return converse(trained, options, config)
     training = training_text(trained) if config.check_overlap else None

@@ -11,15 +11,14 @@ import sys
 from dataclasses import fields
 
 import torch
-from jsonargparse.typing import NonNegativeInt, PositiveInt
+from jsonargparse.typing import NonNegativeInt
 
 from lightning_app.cli.configs import config_group, split_configs
+from lightning_app.cli.engine_options import add_engine_arguments, check_threads
 from lightning_app.cli.loading import add_run_arguments, load_run
 from lightning_app.cli.parsing import Parser
 from lightning_app.errors import UserError, program
 from lightning_app.export.page.page import page_html
-from lightning_app.generation.cpu_engine import WeightFormat
-from lightning_app.generation.numba_cache import max_threads
 from lightning_app.generation.sampling import GenerateOptions
 from lightning_app.runs.checkpoint import TrainedModel
 from lightning_app.serving.app import Service
@@ -44,17 +43,7 @@ def make_parser() -> Parser:
         help="What requests must send as Authorization: Bearer TOKEN (default: none for 127.0.0.1, "
         "else a random one, which is printed).",
     )
-    add(
-        "--weights",
-        type=WeightFormat,
-        default="float32",
-        help="Format of the weights on a CPU; smaller ones are faster, and rounded.",
-    )
-    add(
-        "--threads",
-        type=PositiveInt | None,
-        help="On a CPU; the texts do not depend on it (default: chosen by measuring).",
-    )
+    add_engine_arguments(parser)
     parser.add_class_arguments(Limits)
     return parser
 
@@ -65,8 +54,7 @@ def main(argv: list[str]) -> int:
     configs, rest = split_configs(argv)
     config = make_parser().parse_args(rest)
     check_token(config.token)
-    if config.threads and config.threads > max_threads():
-        raise UserError(f"--threads is {config.threads}; here it can be at most {max_threads()}")
+    check_threads(config)
     with server.open_socket(config.host, int(config.port)) as listener:
         loaded = load_run(config, configs)
         trained = loaded.trained
