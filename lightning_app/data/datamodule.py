@@ -196,7 +196,9 @@ class CharDataModule(L.LightningDataModule):
         length = batches_per_pass(stream)
         if trainer is None:
             return TrainBatches(ids, stream, 0, self.window_schedule, -1, length, replacer=replacer)
-        endless = trainer.check_val_every_n_epoch is None  # it counts steps, not epochs
+        # it counts steps, not epochs; a trial may have more batches than a short text
+        trial: int = getattr(trainer, "fast_dev_run", 0)  # set by its connectors
+        endless = trainer.check_val_every_n_epoch is None or bool(trial)
         if not endless and trainer.max_steps > 0:
             rest = trainer.max_steps * stream.accumulate - batches_before_epoch(trainer)
             length = max(1, min(length, rest))

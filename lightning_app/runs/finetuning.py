@@ -6,6 +6,8 @@ from lightning_app.data.tokenizer import Tokenizer
 from lightning_app.model.gpt import GPT
 from lightning_app.runs.checkpoint import TrainedModel
 
+NOT_TAKEN = ("alphabet", "unit", "block_size", "dropout")  # they are the new run's own
+
 
 def take_network(options: Any, arguments: dict[str, Any]) -> list[str]:
     """Set the `model:` options to another network's, except dropout and block_size.
@@ -14,7 +16,7 @@ def take_network(options: Any, arguments: dict[str, Any]) -> list[str]:
     """
     lines = []
     for name, value in arguments.items():
-        if name in ("alphabet", "unit", "block_size", "dropout") or options[name] == value:
+        if name in NOT_TAKEN or options[name] == value:
             continue
         options[name] = value
         lines.append(f"--init_from: model.{name} is {value}")

@@ -19,8 +19,9 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_app.cli.commands import screens
 from lightning_app.cli.commands.fit_build import Job, build
+from lightning_app.cli.commands.fit_minutes import planned
 from lightning_app.cli.commands.fit_options import FitRequest, parse
-from lightning_app.cli.configs import find_config, split_configs
+from lightning_app.cli.configs import split_configs
 from lightning_app.cli.explain import explain
 from lightning_app.errors import UserError
 from lightning_app.files import atomic_write
@@ -50,10 +51,12 @@ MEETING_LIMIT = timedelta(minutes=10)  # for the processes of several machines t
 
 
 def main(argv: list[str]) -> int:
-    began = time.perf_counter()
-    configs, rest = split_configs(argv)
-    request = parse(configs or [find_config("gpt_char")], rest)
+    began = time.perf_counter() - time.process_time()  # the start of the program, about
+    request = parse(*split_configs(argv))
     with locked_run(request):
+        if request.config.minutes:
+            request, lines = planned(request, began)
+            report(*screens.plan_lines(lines))
         start, source = choose_start(request)
         job = build(request, start, source)
         report(*job.lines)

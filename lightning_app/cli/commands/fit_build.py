@@ -1,6 +1,6 @@
 """Builds what `fit` needs from its options: data, network, callbacks, Trainer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -59,7 +59,12 @@ class Job:
     lines: list[str]  # messages about weights taken from another run
 
 
-def build(request: FitRequest, start: Start, source: TrainedModel | None) -> Job:
+def build(
+    request: FitRequest,
+    start: Start,
+    source: TrainedModel | None,
+    more_callbacks: Sequence[Callback] = (),
+) -> Job:
     """Build the job; a new run starts with the weights of `source`, if given.
 
     Raises UserError for an unusable text, network, device or Trainer option.
@@ -107,7 +112,7 @@ def build(request: FitRequest, start: Start, source: TrainedModel | None) -> Job
     else:
         flags["logger"] = loggers(request, flags["logger"], start.step)
     flags["plugins"] = [*as_list(flags["plugins"]), *plugins()]
-    flags["callbacks"] = [checkpoints, *callbacks(config, data, model)]
+    flags["callbacks"] = [checkpoints, *callbacks(config, data, model), *more_callbacks]
     trainer = make_trainer(flags)
     return Job(data, model, trainer, checkpoints, signals, describe(trainer), planned, lines)
 

@@ -1,6 +1,7 @@
 """The options of `fit`, parsed by LightningCLI, and the run that they select."""
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
@@ -11,13 +12,19 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from lightning_app.cli.configs import config_arguments, dump_yaml, read_configs, run_name
+from lightning_app.cli.configs import (
+    config_arguments,
+    dump_yaml,
+    find_config,
+    read_configs,
+    run_name,
+)
 from lightning_app.cli.parsing import FriendlyErrors, Seed, take_texts
 from lightning_app.cli.trainer_flags import check_flags
 from lightning_app.data.datamodule import CharDataModule
 from lightning_app.errors import program
 from lightning_app.generation.sampling import GenerateOptions
-from lightning_app.runs.folders import LOGS
+from lightning_app.runs.folders import LOGS, check_run_name
 from lightning_app.training.module import CharGPT
 from lightning_app.training.optimizer import OptimOptions
 from lightning_app.training.schedules import ScheduleOptions
@@ -82,6 +89,12 @@ class FitCLI(LightningCLI):
             default=1337,
             help="Determines the initial weights, the order of windows, and dropout.",
         )
+        add(
+            "--minutes",
+            type=PositiveFloat | None,
+            help="Choose every option that is not given for this text, this machine and this time, "
+            "from the start of the program to its end.",
+        )
         add("--debug", type=bool, default=False, help="Show tracebacks.")
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -135,6 +148,7 @@ class FitRequest:
     """The options, and the run that they select."""
 
     parser: LightningArgumentParser
+    arguments: list[str]  # of which the parser made the config
     config: Namespace
     run: str
 
@@ -146,6 +160,17 @@ class FitRequest:
     def dev_run(self) -> bool:
         """Whether this is only a trial of a few batches, which writes no files."""
         return bool(self.config.trainer.fast_dev_run)
+
+    def given(self) -> dict[str, Any]:
+        """The values of the options that were given, by their dotted names."""
+        given = self.parser.parse_args(self.arguments, defaults=False)
+        return {name: value for name, value in given.items() if name != "config"}
+
+    def on_top_of(self, path: Path) -> "FitRequest":
+        """The same options, given after a config."""
+        arguments = [*config_arguments([path]), *self.arguments]
+        config = self.parser.parse_args(arguments)
+        return replace(self, config=config)
 
     def config_yaml(self) -> str:
         """The run's config.yaml, from which the same command resumes it."""
@@ -167,16 +192,24 @@ def plain_values(value: Any) -> Any:
 
 
 def parse(configs: list[Path], args: list[str]) -> FitRequest:
-    """Parse the options of `fit`.
+    """Parse the options of `fit`. Without a config it is gpt_char, unless --minutes is given.
 
     Raises UserError for options that do not exist, contradict each other or are out of range.
     """
+    timed = any(argument.split("=")[0] == "--minutes" for argument in args)
+    if not configs and not timed:
+        configs = [find_config("gpt_char")]
     read_configs(configs)  # its errors about broken YAML are clearer than the parser's
     texts, rest = take_texts(args, ["--generate.stop"])
     cli = FitCLI(configs, rest)
     for option, text in texts.items():
         cli.config[option] = text
     check_flags(cli.config.trainer)
-    run = run_name(cli.config.run, configs)
-    assert run is not None  # there is always a config
-    return FitRequest(cli.parser, cli.config, run)
+    run = run_name(cli.config.run, configs) or timed_run_name(cli.config)
+    return FitRequest(cli.parser, [*config_arguments(configs), *rest], cli.config, run)
+
+
+def timed_run_name(config: Namespace) -> str:
+    """The name of a run without a config: that of its text, and the minutes."""
+    words = re.findall(r"[\w.+=@-]+", Path(config.data.corpus).stem)
+    return check_run_name(f"{'-'.join(words) or 'text'}-{config.minutes:g}min")

@@ -2,6 +2,8 @@
 
 import math
 import shlex
+import textwrap
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from itertools import groupby
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from lightning_app.cli.commands.fit_build import Job
     from lightning_app.cli.commands.fit_options import FitRequest
     from lightning_app.runs.resume import Start
+    from lightning_app.training.recipe import Line
 
 SMALLER_SPLITS = ([0.99, 0.005, 0.005], [0.998, 0.001, 0.001])
 BUSY = "           other programs use {:.0%} of the processors now, which slows the training down"
@@ -69,6 +72,17 @@ def long_validation(job: "Job", interval: int, resumed: bool) -> list[str]:
 
 def has_tensorboard(job: "Job") -> bool:
     return any(isinstance(logger, TensorBoardLogger) for logger in job.trainer.loggers)
+
+
+def plan_lines(decisions: Sequence["Line"]) -> list[str]:
+    """What --minutes chose and why."""
+    return [
+        line
+        for subject, text in decisions
+        for line in textwrap.wrap(
+            text, 88, initial_indent=f"{subject:<11}", subsequent_indent=" " * 11
+        )
+    ]
 
 
 def lines_before(request: "FitRequest", start: "Start", job: "Job") -> list[str]:

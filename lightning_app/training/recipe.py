@@ -1,0 +1,229 @@
+"""The recipe for a text, a machine and a time: what `fit --minutes` chooses.
+
+A pure function, `choose`, with a law of few constants (benchmarks/RESULTS.md has the evidence):
+
+- *Size.* The best network reads about `CHARACTERS_PER_PARAMETER` characters per parameter, so that
+  both grow as the square root of the computation, as in Chinchilla (arXiv 2203.15556).
+- *Shape.* The width determines the rest: heads of 32 dimensions, and 2 + width / 64 layers.
+- *Regularisation.* It depends on how often the text is read, the number of passes. Up to
+  `FREE_PASSES`, reading again is worth nearly as much as new text (arXiv 2305.16264); with more,
+  weight decay and dropout grow. Decay is given by how many times it would shrink a weight e-fold in
+  the whole run, because that does not depend on the number of steps (arXiv 2405.13698).
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lightning_app.model.gpt import GPTConfig
+from lightning_app.training.schedules import ScheduleOptions, learning_rate_scale
+
+CHARACTERS_PER_PARAMETER = 3.3
+WIDTHS = range(64, 1025, 32)
+HEAD_DIM = 32
+BLOCK_SIZE = 256
+CHARACTERS_PER_STEP = {"cpu": 2048, "mps": 8192, "gpu": 16384}
+WINDOWS = ((0.0, 0.25), (0.35, 0.5), (0.8, 1.0))  # of a quarter, then a half, then the full context
+FREE_PASSES = 4.0
+MUON_RATE = 0.03  # for RATE_STEPS steps; with more, it falls as 1 / sqrt(steps)
+RATE_STEPS = 3200
+SCORING_TIME = 1 / 3  # of the time that training on a character takes
+VALIDATION_SHARE = 0.1  # of the time, at most
+VALIDATIONS = 5  # at most; the best of them is kept
+DECAY_FOLDS = 4.0  # for each doubling of the passes above FREE_PASSES
+FIRST_DECAY = 0.2  # weight decay at the first step, relative to that at the last
+DROPOUT = 0.03  # for each doubling
+
+GENERATE = {"sampling": "top_p", "top_p": 0.9, "temperature": 0.8}
+SIZES = ("model.n_embd", "model.n_layer", "model.n_head")
+Line = tuple[str, str]  # a subject, and what was decided about it and why
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a recipe depends on.
+
+    Attributes:
+        characters: Length of the training split.
+        held_out: Length of the validation split.
+        vocab_size: Characters in the alphabet.
+        seconds: Time for training and validation.
+        seconds_per_flop: Of a training step; FLOPs as `GPTConfig.flops_per_character` counts them.
+        accelerator: cpu, gpu or mps.
+    """
+
+    characters: int
+    held_out: int
+    vocab_size: int
+    seconds: float
+    seconds_per_flop: float
+    accelerator: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Values of options, by their dotted names, and a line for each decision."""
+
+    values: dict[str, Any]
+    network: GPTConfig
+    lines: list[Line]
+
+
+def choose(task: Task, given: Mapping[str, Any] | None = None) -> Recipe:
+    """The recipe for a task. Values that are given are kept, and the others chosen to suit them.
+
+    Raises UserError if the given sizes cannot be built.
+    """
+    values = dict(given or {})
+    lines = []
+    for decide in (add_windows, add_network, add_steps, add_regularisation, add_validation):
+        lines += decide(values, task)
+    return Recipe(values, network_config(values, task.vocab_size), lines)
+
+
+# Each of these adds the values that are missing, and returns its lines.
+
+
+def add_windows(values: dict[str, Any], task: Task) -> list[Line]:
+    size = BLOCK_SIZE
+    while size > 32 and size * 32 > task.characters:
+        size //= 2
+    size = values.setdefault("data.block_size", size)
+    values.setdefault("data.batch_size", max(1, CHARACTERS_PER_STEP[task.accelerator] // size))
+    windows = [(0.0, 1.0)] if size % 4 else WINDOWS
+    values.setdefault("data.window_schedule", [list(pair) for pair in windows])
+    values.setdefault("data.replace_names", 0.7)
+    for name, value in GENERATE.items():
+        values.setdefault(f"generate.{name}", value)
+    return []
+
+
+def add_network(values: dict[str, Any], task: Task) -> list[Line]:
+    chosen = shape(values, WIDTHS[0])
+    for width in WIDTHS[1:]:
+        network = network_config(values | shape(values, width), task.vocab_size)
+        wanted = CHARACTERS_PER_PARAMETER * parameter_count(network)
+        if "trainer.max_steps" in values:
+            wanted = values["trainer.max_steps"] * characters_per_step(values)
+        if characters_in_time(network, task) < wanted:
+            break
+        chosen = shape(values, width)
+    values.update(chosen)
+    values.setdefault("model.rope_theta", 500.0)
+    network = network_config(values, task.vocab_size)
+    return [
+        (
+            "network",
+            f"{parameter_count(network) / 1e6:.2f} M parameters: {network.n_layer} layers, "
+            f"{network.n_head} heads, width {network.n_embd}: a larger one would read too little "
+            "text in this time, a smaller one would learn less from it",
+        )
+    ]
+
+
+def add_steps(values: dict[str, Any], task: Task) -> list[Line]:
+    network = network_config(values, task.vocab_size)
+    steps = round(characters_in_time(network, task) / characters_per_step(values))
+    steps = values.setdefault("trainer.max_steps", max(20, steps))
+    rate = MUON_RATE * min(1.0, math.sqrt(RATE_STEPS / steps))
+    values.setdefault("optim.muon_learning_rate", float(f"{rate:.2g}"))
+    values.setdefault("schedule.warmup_steps", max(5, min(50, steps // 100)))
+    values.setdefault("schedule.decay_fraction", 0.6)
+    values.setdefault("trainer.gradient_clip_val", 1.0)
+    return [
+        (
+            "steps",
+            f"{steps:,} of {characters_per_step(values):,} characters, as many as the time allows",
+        )
+    ]
+
+
+def add_regularisation(values: dict[str, Any], task: Task) -> list[Line]:
+    times = values["trainer.max_steps"] * characters_per_step(values) / task.characters
+    doublings = max(0.0, math.log2(max(times, 1e-9) / FREE_PASSES))
+    values.setdefault("model.dropout", round(min(0.3, DROPOUT * doublings), 2))
+    rate = values["optim.muon_learning_rate"]
+    final = DECAY_FOLDS * doublings / (rate * growing_decay_steps(values)) if doublings else 0.0
+    final = values.setdefault("optim.final_weight_decay", float(f"{min(final, 1000):.2g}"))
+    values.setdefault("optim.weight_decay", float(f"{final * FIRST_DECAY:.2g}"))
+    why = f"{times:.1f} passes over the training text"
+    if not doublings:
+        return [("passes", f"{why}, so few that memorising it is no danger")]
+    return [
+        (
+            "passes",
+            f"{why}, so it could be memorised: dropout {values['model.dropout']:g}, weight decay "
+            f"growing to {final:g}",
+        )
+    ]
+
+
+def add_validation(values: dict[str, Any], task: Task) -> list[Line]:
+    """Validation takes at most VALIDATION_SHARE of the time; of a long split, a part is scored."""
+    steps, per_step = values["trainer.max_steps"], characters_per_step(values)
+    allowed = VALIDATION_SHARE * steps * per_step / (2 * SCORING_TIME)  # characters
+    number = max(1, min(VALIDATIONS, int(allowed / task.held_out)))
+    interval = values.setdefault("trainer.val_check_interval", max(1, math.ceil(steps / number)))
+    number = math.ceil(steps / interval)
+    lines = [("validation", f"every {interval:,} steps, on {task.held_out:,} characters")]
+    if number * task.held_out > allowed:
+        batch = values["data.batch_size"] * values["data.block_size"]
+        batches = max(1, int(allowed / number / batch))
+        limit = values.setdefault("trainer.limit_val_batches", batches)
+        if isinstance(limit, int):
+            lines = [
+                (
+                    "validation",
+                    f"every {interval:,} steps, on the first {limit * batch:,} of "
+                    f"{task.held_out:,} characters, to save time; `validate` scores all of them",
+                )
+            ]
+    return lines
+
+
+# Sizes
+
+
+def shape(values: Mapping[str, Any], width: int) -> dict[str, int]:
+    """Width, layers and heads of a network, those that are given among them."""
+    width = values.get("model.n_embd", width)
+    heads = max(1, width // HEAD_DIM)
+    while width % (2 * heads) and heads > 1:
+        heads -= 1
+    sizes = {"model.n_embd": width, "model.n_layer": 2 + width // 64, "model.n_head": heads}
+    return {name: values.get(name, size) for name, size in sizes.items()}
+
+
+def network_config(values: Mapping[str, Any], vocab_size: int) -> GPTConfig:
+    sizes = {k.removeprefix("model."): v for k, v in values.items() if k.startswith("model.")}
+    return GPTConfig(vocab_size=vocab_size, block_size=values["data.block_size"], **sizes)
+
+
+def parameter_count(network: GPTConfig) -> int:
+    """Parameters that take part in matrix products."""
+    attention = 12 * network.n_layer * network.block_size * network.n_embd
+    return (network.flops_per_character() - attention) // 6
+
+
+def characters_per_step(values: Mapping[str, Any]) -> int:
+    accumulate = values.get("trainer.accumulate_grad_batches", 1)
+    return int(values["data.batch_size"] * values["data.block_size"] * accumulate)
+
+
+def characters_in_time(network: GPTConfig, task: Task) -> float:
+    """How many characters the network can be trained on, with time left for validation."""
+    per_character = network.flops_per_character() * task.seconds_per_flop
+    return (1 - VALIDATION_SHARE) * task.seconds / per_character
+
+
+def growing_decay_steps(values: Mapping[str, Any]) -> float:
+    """The sum over all steps of learning rate / peak times weight decay / final weight decay."""
+    steps = values["trainer.max_steps"]
+    names = ("name", "warmup_steps", "decay_fraction", "final_fraction")
+    given = {n: values[f"schedule.{n}"] for n in names if f"schedule.{n}" in values}
+    options = ScheduleOptions(**given)
+    points = range(0, steps, max(1, steps // 1000))
+    decay = [FIRST_DECAY + (1 - FIRST_DECAY) * step / steps for step in points]
+    rates = [learning_rate_scale(step, steps, options) for step in points]
+    return steps * sum(d * r for d, r in zip(decay, rates, strict=True)) / len(points)

@@ -1,0 +1,153 @@
+"""The recipe of --minutes: bounds, monotonicity, and values that are kept."""
+
+from dataclasses import replace
+
+import pytest
+
+from lightning_app.data.windows import check_window_schedule, window_size
+from lightning_app.training.optimizer import OptimOptions
+from lightning_app.training.recipe import (
+    FREE_PASSES,
+    SIZES,
+    Task,
+    characters_per_step,
+    choose,
+    parameter_count,
+)
+from lightning_app.training.schedules import ScheduleOptions, learning_rate_scale
+
+TASK = Task(1_000_000, 50_000, 80, 600.0, 1 / 2e11)
+TEXTS = [2_000, 30_000, 240_000, 1_000_000, 5_000_000, 100_000_000, 3_000_000_000]
+MINUTES = [1, 3, 10, 30, 60, 600]
+FLOPS = [2e10, 1e11, 4e11, 1e13, 3e14]
+
+
+def passes(values: dict, task: Task) -> float:
+    return values["trainer.max_steps"] * characters_per_step(values) / task.characters
+
+
+def seconds(recipe, task: Task) -> float:
+    """What the steps take."""
+    characters = recipe.values["trainer.max_steps"] * characters_per_step(recipe.values)
+    return characters * recipe.network.flops_per_character() * task.seconds_per_flop
+
+
+@pytest.mark.parametrize("flops", FLOPS)
+@pytest.mark.parametrize("minutes", MINUTES)
+@pytest.mark.parametrize("characters", TEXTS)
+def test_the_steps_fit_into_the_time_and_all_values_are_in_range(characters, minutes, flops):
+    kind = "gpu" if flops > 1e13 else "cpu"
+    task = Task(characters, max(1, characters // 20), 80, 60.0 * minutes, 1 / flops, kind)
+    recipe = choose(task)
+    values = recipe.values
+    assert seconds(recipe, task) <= task.seconds or values["trainer.max_steps"] == 20
+    assert recipe.network.n_layer >= 2
+    assert values["data.block_size"] < characters
+    check_window_schedule(values["data.window_schedule"], values["data.block_size"])
+    OptimOptions(
+        **{k.removeprefix("optim."): v for k, v in values.items() if k.startswith("optim.")}
+    )
+    assert 0 <= values["model.dropout"] <= 0.3
+    assert 0 <= values["optim.weight_decay"] <= values["optim.final_weight_decay"] <= 1000
+    assert 1 <= values["trainer.val_check_interval"] <= values["trainer.max_steps"]
+
+
+@pytest.mark.parametrize("characters", TEXTS)
+def test_more_time_gives_a_network_at_least_as_large_and_more_text(characters):
+    task = replace(TASK, characters=characters, held_out=characters // 20)
+    recipes = [choose(replace(task, seconds=60.0 * m)) for m in MINUTES]
+    sizes = [parameter_count(r.network) for r in recipes]
+    reads = [passes(r.values, task) for r in recipes]
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[-1]
+    assert all(later > earlier for earlier, later in zip(reads, reads[2:], strict=False))
+
+
+def test_a_slow_machine_has_the_recipe_of_a_fast_one_with_less_time():
+    slow = replace(TASK, seconds_per_flop=2 * TASK.seconds_per_flop)
+    assert choose(slow) == choose(replace(TASK, seconds=TASK.seconds / 2))
+
+
+def test_regularisation_begins_after_the_free_passes_and_grows():
+    recipes = [choose(replace(TASK, characters=n)) for n in (10**7, 10**6, 10**5, 10**4)]
+    for name in ("model.dropout", "optim.final_weight_decay"):
+        chosen = [recipe.values[name] for recipe in recipes]
+        assert chosen[0] == 0
+        assert chosen == sorted(chosen)
+        assert chosen[1] < chosen[-1]
+    assert passes(recipes[0].values, replace(TASK, characters=10**7)) < FREE_PASSES
+
+
+def test_weight_decay_shrinks_as_much_in_a_short_run_as_in_a_long_one():
+    """The sum over the steps of rate times decay, computed step by step."""
+
+    def folds(values: dict) -> float:
+        steps, options = values["trainer.max_steps"], ScheduleOptions()
+        options = replace(options, warmup_steps=values["schedule.warmup_steps"])
+        first, final = values["optim.weight_decay"], values["optim.final_weight_decay"]
+        return sum(
+            values["optim.muon_learning_rate"]
+            * learning_rate_scale(k, steps, options)
+            * (first + (final - first) * k / steps)
+            for k in range(steps)
+        )
+
+    short, long = ({"trainer.max_steps": n, "model.n_embd": 64} for n in (2_000, 20_000))
+    task = replace(TASK, characters=2_000 * 2_048 // 16)
+    a = choose(task, short).values
+    b = choose(replace(task, characters=10 * task.characters), long).values
+    assert folds(a) == pytest.approx(folds(b), rel=0.03)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"model.n_embd": 96},
+        {"model.n_embd": 100, "model.n_layer": 3},
+        {"trainer.max_steps": 1000},
+        {"data.block_size": 100},
+        {"data.batch_size": 3},
+        {"model.dropout": 0.5},
+        {"optim.final_weight_decay": 0.7},
+        {"trainer.val_check_interval": 123},
+        {"trainer.limit_val_batches": 0.5},
+    ],
+)
+def test_given_values_are_kept_and_the_rest_is_chosen_to_suit(given):
+    recipe = choose(TASK, given)
+    assert recipe.values.items() >= given.items()
+    assert set(recipe.values) >= set(choose(TASK).values) - {"trainer.limit_val_batches"}
+    if "trainer.max_steps" not in given:
+        assert 0.8 * TASK.seconds < seconds(recipe, TASK) <= TASK.seconds
+    else:  # the largest network with which these steps leave time for validation
+        larger = choose(TASK, given | {"model.n_embd": recipe.values["model.n_embd"] + 32})
+        assert seconds(recipe, TASK) <= 0.9 * TASK.seconds < seconds(larger, TASK)
+
+
+def test_sizes_are_those_of_the_network():
+    recipe = choose(TASK)
+    width, layers, heads = (recipe.values[name] for name in SIZES)
+    assert (recipe.network.n_embd, recipe.network.n_layer) == (width, layers)
+    assert recipe.network.head_dim == width // heads == 32
+
+
+def test_the_windows_of_a_run_grow_to_the_context():
+    values = choose(TASK).values
+    sizes = [
+        window_size(k, 1000, values["data.block_size"], values["data.window_schedule"])
+        for k in range(1000)
+    ]
+    assert sizes == sorted(sizes)
+    assert sizes[-1] == values["data.block_size"]
+
+
+def test_validation_takes_at_most_a_tenth_of_the_time():
+    """Of a long split a part is scored."""
+    task = replace(TASK, characters=10**9, held_out=5 * 10**7)
+    values = choose(task).values
+    batch = values["data.batch_size"] * values["data.block_size"]
+    number = -(-values["trainer.max_steps"] // values["trainer.val_check_interval"])
+    scored = 2 * number * values["trainer.limit_val_batches"] * batch  # and as much training text
+    trained = values["trainer.max_steps"] * characters_per_step(values)
+    assert scored / 3 <= 0.1 * trained
+    assert "trainer.limit_val_batches" not in choose(TASK).values
