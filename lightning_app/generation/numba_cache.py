@@ -58,6 +58,11 @@ def cache_folder() -> Path:
 CACHE_FOLDER = str(cache_folder())
 
 
+def has_compiled_code() -> bool:
+    """Whether the loops have been compiled on this machine."""
+    return Path(CACHE_FOLDER).is_dir()
+
+
 def compiled(fastmath: bool = False, parallel: bool = False) -> Callable[[F], F]:
     """numba.njit, with the compiled code kept on disk if a folder for it can be written: compiling
     takes seconds, loading does not. Other threads of Python run during a call, which a server

@@ -16,11 +16,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lightning_app.data.splits import SplitText
+from lightning_app.hardware import MatmulSpeed, seconds_per_flop
 from lightning_app.model.gpt import GPTConfig
 from lightning_app.training.schedules import ScheduleOptions, learning_rate_scale
 
 CHARACTERS_PER_PARAMETER = 3.3
 WIDTHS = range(64, 1025, 32)
+USUAL_WIDTH = 160  # for a first forecast of the speed
 HEAD_DIM = 32
 BLOCK_SIZE = 256
 CHARACTERS_PER_STEP = {"cpu": 2048, "mps": 8192, "gpu": 16384}
@@ -61,6 +64,24 @@ class Task:
     accelerator: str = "cpu"
 
 
+def expected_task(
+    split_text: SplitText,
+    seconds: float,
+    speed: MatmulSpeed,
+    accelerator: str = "cpu",
+    width: int = USUAL_WIDTH,
+) -> Task:
+    """The task for a text, with the seconds per FLOP that this speed lets expect."""
+    return Task(
+        characters=len(split_text.ids("train")),
+        held_out=len(split_text.ids("val")),
+        vocab_size=len(split_text.text.alphabet),
+        seconds=seconds,
+        seconds_per_flop=seconds_per_flop(accelerator, speed, width),
+        accelerator=accelerator,
+    )
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Values of options, by their dotted names, and a line for each decision."""
@@ -77,7 +98,7 @@ def choose(task: Task, given: Mapping[str, Any] | None = None) -> Recipe:
     """
     values = dict(given or {})
     lines = []
-    for decide in (add_windows, add_network, add_steps, add_regularisation, add_validation):
+    for decide in (add_windows, add_network, add_steps, add_regularisation):
         lines += decide(values, task)
     return Recipe(values, network_config(values, task.vocab_size), lines)
 
@@ -123,19 +144,33 @@ def add_network(values: dict[str, Any], task: Task) -> list[Line]:
 
 
 def add_steps(values: dict[str, Any], task: Task) -> list[Line]:
+    """As many steps as the time allows; validation takes at most VALIDATION_SHARE of it."""
     network = network_config(values, task.vocab_size)
-    steps = round(characters_in_time(network, task) / characters_per_step(values))
-    steps = values.setdefault("trainer.max_steps", max(20, steps))
+    per_step = characters_per_step(values)
+    time = task.seconds / (network.flops_per_character() * task.seconds_per_flop)  # in characters
+    cost = 2 * SCORING_TIME  # an equally long part of the training text is scored too
+    allowed = VALIDATION_SHARE * time / cost
+    number = max(1, min(VALIDATIONS, int(allowed / task.held_out)))
+    scored = min(task.held_out, allowed / number)
+    steps = max(20, int((time - number * scored * cost) / per_step))
+    steps = values.setdefault("trainer.max_steps", steps)
+    interval = values.setdefault("trainer.val_check_interval", math.ceil(steps / number))
+
     rate = MUON_RATE * min(1.0, math.sqrt(RATE_STEPS / steps))
     values.setdefault("optim.muon_learning_rate", float(f"{rate:.2g}"))
     values.setdefault("schedule.warmup_steps", max(5, min(50, steps // 100)))
     values.setdefault("schedule.decay_fraction", 0.6)
     values.setdefault("trainer.gradient_clip_val", 1.0)
+
+    batch = values["data.batch_size"] * values["data.block_size"]
+    where = f"{task.held_out:,} characters"
+    if scored < task.held_out:
+        limit = values.setdefault("trainer.limit_val_batches", max(1, int(scored / batch)))
+        first = limit * (batch if isinstance(limit, int) else task.held_out)
+        where = f"the first {first:,.0f} of {where}, to save time; `validate` scores all of them"
     return [
-        (
-            "steps",
-            f"{steps:,} of {characters_per_step(values):,} characters, as many as the time allows",
-        )
+        ("steps", f"{steps:,} of {per_step:,} characters, as many as the time allows"),
+        ("validation", f"every {interval:,} steps, on {where}"),
     ]
 
 
@@ -157,29 +192,6 @@ def add_regularisation(values: dict[str, Any], task: Task) -> list[Line]:
             f"growing to {final:g}",
         )
     ]
-
-
-def add_validation(values: dict[str, Any], task: Task) -> list[Line]:
-    """Validation takes at most VALIDATION_SHARE of the time; of a long split, a part is scored."""
-    steps, per_step = values["trainer.max_steps"], characters_per_step(values)
-    allowed = VALIDATION_SHARE * steps * per_step / (2 * SCORING_TIME)  # characters
-    number = max(1, min(VALIDATIONS, int(allowed / task.held_out)))
-    interval = values.setdefault("trainer.val_check_interval", max(1, math.ceil(steps / number)))
-    number = math.ceil(steps / interval)
-    lines = [("validation", f"every {interval:,} steps, on {task.held_out:,} characters")]
-    if number * task.held_out > allowed:
-        batch = values["data.batch_size"] * values["data.block_size"]
-        batches = max(1, int(allowed / number / batch))
-        limit = values.setdefault("trainer.limit_val_batches", batches)
-        if isinstance(limit, int):
-            lines = [
-                (
-                    "validation",
-                    f"every {interval:,} steps, on the first {limit * batch:,} of "
-                    f"{task.held_out:,} characters, to save time; `validate` scores all of them",
-                )
-            ]
-    return lines
 
 
 # Sizes

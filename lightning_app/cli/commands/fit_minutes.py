@@ -22,18 +22,27 @@ from lightning_app.cli.configs import read_config
 from lightning_app.cli.parsing import instantiate
 from lightning_app.data.datamodule import CharDataModule
 from lightning_app.errors import UserError
+from lightning_app.generation.numba_cache import has_compiled_code
 from lightning_app.runs.checkpoint import load
 from lightning_app.runs.finetuning import NOT_TAKEN
 from lightning_app.runs.folders import find_checkpoint
 from lightning_app.runs.resume import Start
-from lightning_app.training.recipe import SIZES, Line, Task, characters_per_step, choose
+from lightning_app.training.recipe import (
+    SIZES,
+    USUAL_WIDTH,
+    Line,
+    Task,
+    characters_per_step,
+    choose,
+    expected_task,
+)
 
 STEPS_PER_SIZE = 6  # for each size of windows
 WARM_UP = 2  # of them, not timed: the first compiles
 FINISH_SECONDS = 6  # after the last validation: the checkpoints, the sample, the program's end
-COMPILE_FROM = 2  # minutes; compiling takes up to one, the first time
+GENERATION_COMPILES = 30  # seconds, once on each machine
+COMPILE_FROM = 5  # minutes; compiling a network of a new size takes about one
 COMPILED_AGAIN = 4  # seconds at most for a size of windows that was compiled before
-USUAL_WIDTH = 160  # for the first forecast of the speed
 
 
 def planned(request: FitRequest, began: float) -> tuple[FitRequest, list[Line]]:
@@ -51,8 +60,9 @@ def planned(request: FitRequest, began: float) -> tuple[FitRequest, list[Line]]:
     task = describe_task(request, given, total - (time.perf_counter() - began))
     recipe = choose(task, given)
     measured = measure(with_values(request, recipe.values))
-    left = total - (time.perf_counter() - began) - measured.seconds_to_start - FINISH_SECONDS
-    if left < total / 3:
+    to_finish = FINISH_SECONDS + (0 if has_compiled_code() else GENERATION_COMPILES)
+    left = total - (time.perf_counter() - began) - measured.seconds_to_start - to_finish
+    if left < total / 3 and "trainer.max_steps" not in given:
         raise UserError(
             f"--minutes {request.config.minutes:g} is too short: reading the text, compiling and "
             f"measuring take {total - left:.0f} seconds; give at least "
@@ -116,14 +126,7 @@ def describe_task(request: FitRequest, given: dict[str, Any], seconds: float) ->
     precision = config.trainer.precision or hardware.choose_precision(accelerator)
     speed = hardware.matmul_speed(accelerator, str(precision))
     width = given.get("model.n_embd", USUAL_WIDTH)
-    return Task(
-        characters=len(data.split_text.ids("train")),
-        held_out=len(data.split_text.ids("val")),
-        vocab_size=len(data.alphabet),
-        seconds=seconds,
-        seconds_per_flop=hardware.seconds_per_flop(accelerator, speed, width),
-        accelerator=accelerator,
-    )
+    return expected_task(data.split_text, seconds, speed, accelerator, width)
 
 
 def with_values(request: FitRequest, values: dict[str, Any]) -> FitRequest:

@@ -3,11 +3,23 @@
 import json
 from dataclasses import asdict
 
+from lightning_app import hardware
 from lightning_app.cli.configs import config_group, split_configs
 from lightning_app.cli.parsing import Parser, instantiate
-from lightning_app.data.splits import TextSource
+from lightning_app.data.splits import SplitText, TextSource
 from lightning_app.errors import program
 from lightning_app.evaluation.inspection import inspect_text, inspection_lines
+from lightning_app.training.recipe import (
+    Recipe,
+    characters_per_step,
+    choose,
+    expected_task,
+    parameter_count,
+)
+
+MINUTES = (3, 10, 30)
+START = 20  # seconds that fit takes before it trains, about
+MIN_CHARACTERS = 100  # of a split
 
 
 def make_parser() -> Parser:
@@ -32,9 +44,38 @@ def main(argv: list[str]) -> int:
     parser.set_defaults({f"data.{k}": known[k] for k in TextSource.names() if k in known})
     config = parser.parse_args(rest)
     source = instantiate(parser, config).data
-    inspection = inspect_text(source.read(), config.baselines)
+    split_text = source.read()
+    inspection = inspect_text(split_text, config.baselines)
+    recipes = expected_recipes(split_text)
     if config.json:
-        print(json.dumps(asdict(inspection)))
+        plans = {str(minutes): recipe.values for minutes, recipe in recipes.items()}
+        print(json.dumps(asdict(inspection) | {"plans": plans}))
     else:
-        print("\n".join(inspection_lines(inspection)))
+        print("\n".join([*inspection_lines(inspection), *recipe_lines(recipes, split_text)]))
     return 0
+
+
+def expected_recipes(split_text: SplitText) -> dict[int, Recipe]:
+    """What `fit --minutes` would choose here, by the minutes. The speed is estimated; fit measures
+    it. Empty if there is no text to train on, or none to validate on."""
+    if any(len(split_text.ids(name)) < MIN_CHARACTERS for name in ("train", "val")):
+        return {}
+    accelerator = hardware.choose_accelerator("auto")
+    speed = hardware.matmul_speed(accelerator, hardware.choose_precision(accelerator))
+    tasks = {m: expected_task(split_text, 60 * m - START, speed, accelerator) for m in MINUTES}
+    return {minutes: choose(task) for minutes, task in tasks.items()}
+
+
+def recipe_lines(recipes: dict[int, Recipe], split_text: SplitText) -> list[str]:
+    """A line for each number of minutes."""
+    lines = []
+    for minutes, recipe in recipes.items():
+        network, values = recipe.network, recipe.values
+        steps = values["trainer.max_steps"]
+        passes = steps * characters_per_step(values) / len(split_text.ids("train"))
+        lines.append(
+            f"  fit --minutes {minutes:<2}  {parameter_count(network) / 1e6:.2f} M parameters "
+            f"({network.n_layer} layers, width {network.n_embd}), {steps:,} steps, "
+            f"{passes:.1f} passes over the training text"
+        )
+    return ["", "about what fit would choose on this machine:", *lines] if lines else []
