@@ -121,8 +121,11 @@ def add_windows(values: dict[str, Any], task: Task) -> list[Line]:
 
 
 def add_network(values: dict[str, Any], task: Task) -> list[Line]:
+    given = all(name in values for name in SIZES)
     chosen = shape(values, WIDTHS[0])
     for width in WIDTHS[1:]:
+        if width % (2 * shape(values, width)["model.n_head"]):
+            continue  # the given heads do not fit
         network = network_config(values | shape(values, width), task.vocab_size)
         wanted = CHARACTERS_PER_PARAMETER * parameter_count(network)
         if "trainer.max_steps" in values:
@@ -133,14 +136,12 @@ def add_network(values: dict[str, Any], task: Task) -> list[Line]:
     values.update(chosen)
     values.setdefault("model.rope_theta", 500.0)
     network = network_config(values, task.vocab_size)
-    return [
-        (
-            "network",
-            f"{parameter_count(network) / 1e6:.2f} M parameters: {network.n_layer} layers, "
-            f"{network.n_head} heads, width {network.n_embd}: a larger one would read too little "
-            "text in this time, a smaller one would learn less from it",
-        )
-    ]
+    why = "a larger one would read too little text in this time, a smaller one would learn less"
+    sizes = (
+        f"{parameter_count(network) / 1e6:.2f} M parameters, {network.n_layer} layers, "
+        f"{network.n_head} heads, width {network.n_embd}"
+    )
+    return [("network", f"{sizes}: {'given' if given else why}")]
 
 
 def add_steps(values: dict[str, Any], task: Task) -> list[Line]:
@@ -153,6 +154,7 @@ def add_steps(values: dict[str, Any], task: Task) -> list[Line]:
     number = max(1, min(VALIDATIONS, int(allowed / task.held_out)))
     scored = min(task.held_out, allowed / number)
     steps = max(20, int((time - number * scored * cost) / per_step))
+    why = "given" if "trainer.max_steps" in values else "as many as the time allows"
     steps = values.setdefault("trainer.max_steps", steps)
     interval = values.setdefault("trainer.val_check_interval", math.ceil(steps / number))
 
@@ -164,12 +166,12 @@ def add_steps(values: dict[str, Any], task: Task) -> list[Line]:
 
     batch = values["data.batch_size"] * values["data.block_size"]
     where = f"{task.held_out:,} characters"
-    if scored < task.held_out:
-        limit = values.setdefault("trainer.limit_val_batches", max(1, int(scored / batch)))
-        first = limit * (batch if isinstance(limit, int) else task.held_out)
-        where = f"the first {first:,.0f} of {where}, to save time; `validate` scores all of them"
+    if scored < task.held_out and "trainer.limit_val_batches" not in values:
+        batches = max(1, int(scored / batch))
+        values["trainer.limit_val_batches"] = batches
+        where = f"the first {batches * batch:,} of {where}; `validate` scores all of them"
     return [
-        ("steps", f"{steps:,} of {per_step:,} characters, as many as the time allows"),
+        ("steps", f"{steps:,} of {per_step:,} characters: {why}"),
         ("validation", f"every {interval:,} steps, on {where}"),
     ]
 
@@ -181,15 +183,13 @@ def add_regularisation(values: dict[str, Any], task: Task) -> list[Line]:
     rate = values["optim.muon_learning_rate"]
     final = DECAY_FOLDS * doublings / (rate * growing_decay_steps(values)) if doublings else 0.0
     final = values.setdefault("optim.final_weight_decay", float(f"{min(final, 1000):.2g}"))
-    values.setdefault("optim.weight_decay", float(f"{final * FIRST_DECAY:.2g}"))
-    why = f"{times:.1f} passes over the training text"
-    if not doublings:
-        return [("passes", f"{why}, so few that memorising it is no danger")]
+    values.setdefault("optim.weight_decay", float(f"{(final or 0) * FIRST_DECAY:.2g}"))
+    danger = "so it could be memorised" if doublings else "too few to memorise it"
     return [
         (
             "passes",
-            f"{why}, so it could be memorised: dropout {values['model.dropout']:g}, weight decay "
-            f"growing to {final:g}",
+            f"{times:.1f} over the training text, {danger}: dropout {values['model.dropout']:g}, "
+            f"weight decay growing to {final or 0:g}",
         )
     ]
 

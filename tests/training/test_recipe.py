@@ -105,6 +105,7 @@ def test_weight_decay_shrinks_as_much_in_a_short_run_as_in_a_long_one():
     [
         {"model.n_embd": 96},
         {"model.n_embd": 100, "model.n_layer": 3},
+        {"model.n_head": 5},
         {"trainer.max_steps": 1000},
         {"data.block_size": 100},
         {"data.batch_size": 3},
@@ -112,6 +113,7 @@ def test_weight_decay_shrinks_as_much_in_a_short_run_as_in_a_long_one():
         {"optim.final_weight_decay": 0.7},
         {"trainer.val_check_interval": 123},
         {"trainer.limit_val_batches": 0.5},
+        {"trainer.limit_val_batches": None, "optim.final_weight_decay": None},
     ],
 )
 def test_given_values_are_kept_and_the_rest_is_chosen_to_suit(given):

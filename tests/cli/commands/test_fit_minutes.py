@@ -91,7 +91,7 @@ def test_a_run_is_planned_once(folder, main, monkeypatch):
     command = ["fit", *TEXT, "--minutes", "1", *TINY, "--trainer.max_steps", "20"]
     done = main(*command)
     assert done.code == 0, done.err
-    assert "passes over the training text" in done.err
+    assert "over the training text" in done.err
     run = folder / "logs" / "text-1min"
     plan = yaml.safe_load((run / "config.yaml").read_text())
     assert plan["minutes"] == 1
