@@ -23,6 +23,25 @@ def test_without_baselines_none_are_measured(folder, main):
     assert "uniform" not in main(*command).out
 
 
+def test_it_ends_with_what_fit_would_choose_for_more_and_more_minutes(folder, main):
+    command = ("inspect", "--data.corpus", "text.txt", "--baselines", "false")
+    plans = json.loads(main(*command, "--json").out)["plans"]
+    assert list(plans) == ["3", "10", "30"]
+    widths = [plan["model.n_embd"] for plan in plans.values()]
+    assert widths == sorted(widths)
+    lines = main(*command).out.splitlines()[-3:]
+    for line, (minutes, plan) in zip(lines, plans.items(), strict=True):
+        assert f"fit --minutes {minutes} " in line
+        assert f"{plan['trainer.max_steps']:,} steps" in line
+
+
+def test_a_text_that_is_not_split_has_no_plan(folder, main):
+    command = ("inspect", "--data.corpus", "text.txt", "--baselines", "false")
+    command = (*command, "--data.splits", "[1.0]")
+    assert json.loads(main(*command, "--json").out)["plans"] == {}
+    assert "fit --minutes" not in main(*command).out
+
+
 def test_the_text_and_its_splits_come_from_the_config_of_a_run(folder, main):
     (folder / "mine.yaml").write_text(
         "data: {corpus: text.txt, splits: [0.5, 0.5], block_size: 16}\nmodel: {n_layer: 3}\n"
