@@ -153,6 +153,7 @@ class CharDataModule(L.LightningDataModule):
             "fingerprint": self.text.fingerprint,
             "characters": len(self.text.ids),
             "counts": self.counts(),
+            "bounds": {name: list(bounds) for name, bounds in self.bounds.items()},
         }
 
     # Batches

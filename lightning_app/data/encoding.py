@@ -193,7 +193,7 @@ def encode_files(files: Sequence[Path], cache: Path, unit: Unit = "char") -> Enc
         names = ", ".join(map(str, files[:3]))
         raise UserError(f"the corpus is empty: {names}; give a file with text in it")
     dtype = np.dtype(np.min_scalar_type(len(alphabet) - 1))
-    folder = cache / fingerprint[:20]
+    folder = cache_folder(cache, fingerprint)
     size = n * dtype.itemsize
     if not is_complete(folder, fingerprint, size):
         with lock_file(folder.with_suffix(".lock")):
@@ -207,6 +207,11 @@ def encode_files(files: Sequence[Path], cache: Path, unit: Unit = "char") -> Enc
         notes=tuple(reading_notes(files)) if unit == "char" else (),
         unit=unit,
     )
+
+
+def cache_folder(cache: Path, fingerprint: str) -> Path:
+    """Where in `cache` the ids of a text are, and what was computed from them."""
+    return cache / fingerprint[:20]
 
 
 def is_complete(folder: Path, fingerprint: str, size: int) -> bool:

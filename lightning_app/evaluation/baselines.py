@@ -15,6 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ from lightning_app.files import atomic_write, lock_file
 MAX_TRAIN_BYTES, MAX_HELD_OUT_BYTES = 20_000_000, 5_000_000  # of a text: more takes minutes
 MIN_HELD_OUT = 500  # characters; of fewer, a compressor's whole bytes say little
 MAX_ORDER = 16  # of the n-gram models
+CACHE_NAME = "baselines.json"
 CACHE_FORMAT = 2  # results of another format are measured again
 
 
@@ -208,24 +210,44 @@ def _sort_key(nats: float | None) -> float:
 
 def cached_baselines(text: EncodedText, train: tuple[int, int], held: tuple[int, int]) -> Baselines:
     """`measure_baselines`, with the results stored in the cache folder of the encoded text."""
-    file = Path(str(text.ids.filename)).with_name("baselines.json")
-    key = f"{CACHE_FORMAT}: {train[0]}-{train[1]}, {held[0]}-{held[1]}"
-    stored = {}
-    try:
-        stored = dict(json.loads(file.read_text(encoding="utf-8")))
-        found = stored[key]
-        results = tuple(Baseline(**fields) for fields in found["results"])
-        if all(baseline.nats is not None for baseline in results):
-            return Baselines(found["train"], found["held"], results)
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # not measured yet, or the file is damaged
+    folder = Path(str(text.ids.filename)).parent
+    found = stored_baselines(folder, train, held)
+    if found and all(baseline.nats is not None for baseline in found.results):
+        return found
     measured = measure_baselines(text.ids, text.alphabet, train, held, text.unit)
+    file = folder / CACHE_NAME
     try:
         with lock_file(file.with_suffix(".lock")), atomic_write(file) as opened:
-            opened.write(json.dumps(stored | {key: asdict(measured)}).encode())
+            all_stored = read_stored(file) | {split_key(train, held): asdict(measured)}
+            opened.write(json.dumps(all_stored).encode())
     except OSError:
         pass  # a read-only or full disk: the results are returned all the same
     return measured
+
+
+def stored_baselines(
+    folder: Path, train: tuple[int, int], held: tuple[int, int]
+) -> Baselines | None:
+    """What `cached_baselines` has stored in the cache folder of an encoded text; None if it has not
+    measured these splits."""
+    try:
+        found = read_stored(folder / CACHE_NAME)[split_key(train, held)]
+        results = tuple(Baseline(**fields) for fields in found["results"])
+        return Baselines(found["train"], found["held"], results)
+    except (KeyError, TypeError):
+        return None
+
+
+def split_key(train: tuple[int, int], held: tuple[int, int]) -> str:
+    return f"{CACHE_FORMAT}: {train[0]}-{train[1]}, {held[0]}-{held[1]}"
+
+
+def read_stored(file: Path) -> dict[str, Any]:
+    """All stored results, by `split_key`; none if there is no file, or it is damaged."""
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def baseline_table(baselines: Baselines, model: tuple[str, float] | None = None) -> list[str]:

@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from lightning_app.data.encoding import encode_files
+from lightning_app.data.encoding import cache_folder, encode_files
 from lightning_app.evaluation import baselines
 from lightning_app.evaluation.baselines import (
     baseline_table,
@@ -18,6 +18,7 @@ from lightning_app.evaluation.baselines import (
     ids_to_bytes,
     kneser_ney,
     measure_baselines,
+    stored_baselines,
 )
 
 
@@ -165,6 +166,14 @@ def test_results_are_stored_for_each_pair_of_splits(encoded, monkeypatch):
     monkeypatch.setattr(baselines, "measure_baselines", None)  # a call would raise
     assert cached_baselines(encoded, (0, 4000), (4000, 5000)) == first != other
     assert cached_baselines(encoded, (0, 3000), (3000, 4000)) == other
+
+
+def test_stored_results_are_read_without_the_text(encoded, tmp_path):
+    folder, bounds = cache_folder(tmp_path / "cache", encoded.fingerprint), ((0, 40), (40, 90))
+    assert stored_baselines(folder, *bounds) is None
+    measured = cached_baselines(encoded, *bounds)
+    assert stored_baselines(folder, *bounds) == measured
+    assert stored_baselines(folder, (0, 40), (40, 80)) is None
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"2: 0-4000, 4000-5000": 7}'])

@@ -11,7 +11,7 @@ from lightning_app.cli.loading import add_run_arguments, load_run
 from lightning_app.cli.parsing import Parser
 from lightning_app.errors import UserError, program
 from lightning_app.export.gguf import WEIGHT_FORMATS, GGUFWeights, export_gguf
-from lightning_app.export.page.page import export_page
+from lightning_app.export.page.page import baseline_bits, export_page
 from lightning_app.export.transformers import MODELING_FILE, export_transformers
 from lightning_app.generation.sampling import GenerateOptions
 from lightning_app.runs.checkpoint import TrainedModel
@@ -56,7 +56,13 @@ def write_gguf(trained: TrainedModel, to: Path, weights: str | None) -> str:
 
 def write_page(trained: TrainedModel, to: Path, weights: str | None) -> str:
     export_page(trained, to)
-    return f"wrote {to}; open it in a browser"
+    line = f"wrote {to}; open it in a browser"
+    if not baseline_bits(trained.data):
+        line += (
+            f"\nafter `{program()} validate`, a page also compares the network with n-grams and "
+            "compressors"
+        )
+    return line
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_app.data.encoding import cache_folder
 from lightning_app.data.tokenizer import KEYBOARD
 from lightning_app.errors import UserError
+from lightning_app.evaluation.baselines import stored_baselines
 from lightning_app.files import atomic_write
 from lightning_app.generation.cpu_engine import as_array, pack_weights
 from lightning_app.generation.sampling import GenerateOptions
@@ -190,7 +192,21 @@ def about(trained: TrainedModel) -> dict[str, Any]:
         "bits": None if loss is None else loss / math.log(2),
         "unigram_bits": unigram_bits(info["counts"]),
         "uniform_bits": math.log2(config.vocab_size),
+        "baselines": baseline_bits(trained.data),
     }
+
+
+def baseline_bits(data: dict[str, Any]) -> list[tuple[str, float]]:
+    """Names and losses of the n-grams and compressors that `validate` or `inspect` has measured on
+    the validation text, in this folder; none if they have not."""
+    bounds = data.get("bounds")  # missing before version 0.2
+    if not bounds:
+        return []
+    folder = cache_folder(Path(data["data_dir"]) / "cache", data["fingerprint"])
+    found = stored_baselines(folder, tuple(bounds["train"]), tuple(bounds["val"]))
+    known = ("uniform", "unigram")  # from the checkpoint
+    results = [b for b in found.results if b.name not in known] if found else []
+    return [(b.name, b.nats / math.log(2)) for b in results if b.nats is not None]
 
 
 def unigram_bits(counts: list[int] | None) -> float | None:

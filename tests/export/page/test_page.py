@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_app.export.page.page import export_page, pack_tensors, page_html, page_title
+from lightning_app.data.datamodule import CharDataModule
+from lightning_app.evaluation.baselines import cached_baselines
+from lightning_app.export.page.page import (
+    about,
+    export_page,
+    pack_tensors,
+    page_html,
+    page_title,
+)
 from lightning_app.runs.checkpoint import TrainedModel, load
 from tests.helpers import random_network, refusal, save_run, small_checkpoint
 
@@ -109,6 +117,19 @@ def test_losses_are_in_bits_and_the_unigram_loss_is_the_entropy_of_the_counts():
     assert model["about"]["bits"] == pytest.approx(2)
     assert model["about"]["uniform_bits"] == pytest.approx(np.log2(7))
     assert model["about"]["unigram_bits"] == pytest.approx(-(p * np.log2(p)).sum())
+
+
+def test_the_page_has_the_baselines_that_were_measured_on_the_validation_text():
+    Path("my.txt").write_text("".join(f"line {i}, and {i * i}\n" for i in range(500)))
+    data = CharDataModule("my.txt")
+    trained = small_model()
+    trained.info["data"] = data.state_dict()
+    assert about(trained)["baselines"] == []
+    found = cached_baselines(data.text, data.bounds["train"], data.bounds["val"])
+    shown = dict(about(trained)["baselines"])
+    losses = {b.name: b.nats for b in found.results if b.nats is not None}
+    assert shown.keys() == losses.keys() - {"uniform", "unigram"}
+    assert all(bits == pytest.approx(losses[name] / np.log(2)) for name, bits in shown.items())
 
 
 @pytest.mark.parametrize("tables", [(), (20, 50)])

@@ -31,8 +31,10 @@ function showAbout({ about, sizes, unit }) {
   const losses = [
     [`every ${one} equally likely`, about.uniform_bits],
     [`each ${one} as likely as it is frequent`, about.unigram_bits],
+    ...about.baselines,
     ['this network', about.bits, true],
   ].filter(([, bits]) => bits !== null);
+  losses.sort((a, b) => b[1] - a[1]);
   const highest = Math.max(...losses.map(([, bits]) => bits));
   for (const [name, bits, own] of losses) {
     const item = element('li', own ? 'own' : ''), row = element('div', 'row');
