@@ -11,6 +11,7 @@ import secrets
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -29,7 +30,7 @@ from lightning_app.serving.completions import (
 from lightning_app.serving.worker import Worker
 
 BODY_SECONDS = 30  # in which a body must arrive
-STREAM_SECONDS = 0.02  # between two parts of a stream, so that 64 streams cost little
+STREAM_SECONDS = 0.02  # between two parts of a stream, except the last: 64 streams cost little
 RETRY_SECONDS = "1"
 LOCAL_NAMES = ("127.0.0.1", "localhost", "::1")
 
@@ -201,6 +202,7 @@ class Answer:
         prompts = request.prompts if request.echo else [""] * len(request.prompts)
         self.choices = [Choice(prompt) for prompt in prompts for _ in range(request.n)]
         self.news = asyncio.Event()
+        self.ended = asyncio.Event()
         self.unfinished = len(self.choices)
         self.stopped = False
         self.base = {
@@ -215,12 +217,15 @@ class Answer:
         self.choices[number].add(written)
         if written.finish_reason:
             self.unfinished -= 1
+        if not self.unfinished:
+            self.ended.set()
         if self.request.stream or not self.unfinished:
             self.news.set()
 
     def stop(self) -> None:
         self.stopped = True
         self.news.set()
+        self.ended.set()
 
     def take(self, index: int) -> dict[str, Any]:
         return self.choices[index].take(index, self.request.logprobs is not None)
@@ -252,7 +257,8 @@ class Answer:
             await request.part(b"".join(map(event_bytes, events)))
             if finished or self.stopped:
                 break
-            await asyncio.sleep(STREAM_SECONDS)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.ended.wait(), STREAM_SECONDS)
         await request.part(b"data: [DONE]\n\n", last=True)
 
 

@@ -27,6 +27,9 @@ from lightning_app.model.kv_cache import context_length
 # Characters of prompts that are computed in one step at most (or one window, if that is longer):
 # the texts that are being written wait no longer than this takes.
 PREFILL_CHARACTERS = 512
+# Characters of a text alone in its first call of the engine; later calls take twice as many each, so
+# that the first characters are sent soon and the rest at little cost.
+FIRST_CALL = 4
 
 FinishReason = Literal["stop", "length"]
 
@@ -337,7 +340,8 @@ class ContinuousBatch:
             count = 1
             if len(ready) == 1:
                 left = texts[0].max_ids - texts[0].ids
-                count = min(CHARACTERS_PER_CALL, left, self.block_size - self.position(ready[0]))
+                space = self.block_size - self.position(ready[0])
+                count = min(CHARACTERS_PER_CALL, max(FIRST_CALL, texts[0].ids), left, space)
             random = np.stack([text.rng.random(count) for text in texts])
             drawn = self.engine.decode(rows, tokens, random, self.seen, self.samplers)
         for i, (row, text) in enumerate(zip(ready, texts, strict=True)):
