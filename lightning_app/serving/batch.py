@@ -27,8 +27,8 @@ from lightning_app.model.kv_cache import context_length
 # Characters of prompts that are computed in one step at most (or one window, if that is longer):
 # the texts that are being written wait no longer than this takes.
 PREFILL_CHARACTERS = 512
-# Characters of a text alone in its first call of the engine; later calls take twice as many each, so
-# that the first characters are sent soon and the rest at little cost.
+# Characters of a text alone in its first call of the engine; each later call writes more, so that
+# the first are sent soon.
 FIRST_CALL = 4
 
 FinishReason = Literal["stop", "length"]

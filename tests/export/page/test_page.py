@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -120,10 +121,9 @@ def test_losses_are_in_bits_and_the_unigram_loss_is_the_entropy_of_the_counts():
 
 
 def test_the_page_has_the_baselines_that_were_measured_on_the_validation_text():
-    Path("my.txt").write_text("".join(f"line {i}, and {i * i}\n" for i in range(500)))
+    Path("my.txt").write_text("".join(f"line {i}, and {i * i}\n" for i in range(2000)))
     data = CharDataModule("my.txt")
-    trained = small_model()
-    trained.info["data"] = data.state_dict()
+    trained = replace(small_model(), data=data.state_dict())
     assert about(trained)["baselines"] == []
     found = cached_baselines(data.text, data.bounds["train"], data.bounds["val"])
     shown = dict(about(trained)["baselines"])
