@@ -28,6 +28,9 @@ HEAD_DIM = 32
 BLOCK_SIZE = 256
 CHARACTERS_PER_STEP = {"cpu": 2048, "mps": 8192, "gpu": 16384}
 WINDOWS = ((0.0, 0.25), (0.35, 0.5), (0.8, 1.0))  # of a quarter, then a half, then the full context
+MAX_ROWS = 2**18
+SECONDS_TO_COUNT = 1e-6  # a character, in all tables
+COUNTING_SHARE = 0.15  # of the time, at most
 FREE_PASSES = 4.0
 MUON_RATE = 0.03  # for RATE_STEPS steps; with more, it falls as 1 / sqrt(steps)
 RATE_STEPS = 3200
@@ -98,7 +101,7 @@ def choose(task: Task, given: Mapping[str, Any] | None = None) -> Recipe:
     """
     values = dict(given or {})
     lines = []
-    for decide in (add_windows, add_network, add_steps, add_regularisation):
+    for decide in (add_windows, add_network, add_tables, add_steps, add_regularisation):
         lines += decide(values, task)
     return Recipe(values, network_config(values, task.vocab_size), lines)
 
@@ -142,6 +145,27 @@ def add_network(values: dict[str, Any], task: Task) -> list[Line]:
         f"{network.n_head} heads, width {network.n_embd}"
     )
     return [("network", f"{sizes}: {'given' if given else why}")]
+
+
+def add_tables(values: dict[str, Any], task: Task) -> list[Line]:
+    """Counts for n = 2 to 6. A table has a row for each n-gram that is possible or in the text, at
+    most MAX_ROWS.
+
+    No tables for a text so long that counting would take more than COUNTING_SHARE of the time.
+    """
+    worthwhile = task.characters * SECONDS_TO_COUNT <= COUNTING_SHARE * task.seconds
+    limit = min(MAX_ROWS, task.characters)
+    rows = [round_up(min(limit, task.vocab_size**n)) for n in range(2, 7)] if worthwhile else None
+    rows = values.setdefault("model.ngram_rows", rows)
+    if rows is None:
+        return [("counts", "none: what follows from few characters is computed, not looked up")]
+    return [
+        (
+            "counts",
+            f"of what follows the last 2 to {len(rows) + 1} characters, so that the network need "
+            "not learn it",
+        )
+    ]
 
 
 def add_steps(values: dict[str, Any], task: Task) -> list[Line]:
@@ -205,6 +229,11 @@ def shape(values: Mapping[str, Any], width: int) -> dict[str, int]:
         heads -= 1
     sizes = {"model.n_embd": width, "model.n_layer": 2 + width // 64, "model.n_head": heads}
     return {name: values.get(name, size) for name, size in sizes.items()}
+
+
+def round_up(n: int) -> int:
+    """The smallest power of two that is at least n."""
+    return 1 << (n - 1).bit_length()
 
 
 def network_config(values: Mapping[str, Any], vocab_size: int) -> GPTConfig:

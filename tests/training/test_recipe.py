@@ -8,6 +8,7 @@ from lightning_app.data.windows import check_window_schedule, window_size
 from lightning_app.training.optimizer import OptimOptions
 from lightning_app.training.recipe import (
     FREE_PASSES,
+    MAX_ROWS,
     SIZES,
     Task,
     characters_per_step,
@@ -125,6 +126,19 @@ def test_given_values_are_kept_and_the_rest_is_chosen_to_suit(given):
     else:  # the largest network with which these steps leave time for validation
         larger = choose(TASK, given | {"model.n_embd": recipe.values["model.n_embd"] + 32})
         assert seconds(recipe, TASK) <= 0.9 * TASK.seconds < seconds(larger, TASK)
+
+
+def test_a_table_has_as_many_rows_as_there_may_be_n_grams():
+    rows = choose(replace(TASK, characters=50_000)).values["model.ngram_rows"]
+    assert all(min(50_000, 80**n) <= r < 2 * min(50_000, 80**n) for n, r in enumerate(rows, 2))
+    rows = choose(replace(TASK, characters=10**7)).values["model.ngram_rows"]
+    assert max(rows) == MAX_ROWS
+
+
+def test_n_grams_are_not_counted_where_it_would_take_too_long():
+    task = replace(TASK, characters=10**9)
+    assert choose(task).values["model.ngram_rows"] is None
+    assert choose(replace(task, seconds=1000 * TASK.seconds)).values["model.ngram_rows"]
 
 
 def test_sizes_are_those_of_the_network():

@@ -28,6 +28,7 @@ from lightning_app.runs.finetuning import NOT_TAKEN
 from lightning_app.runs.folders import find_checkpoint
 from lightning_app.runs.resume import Start
 from lightning_app.training.recipe import (
+    SECONDS_TO_COUNT,
     SIZES,
     USUAL_WIDTH,
     Line,
@@ -60,8 +61,10 @@ def planned(request: FitRequest, began: float) -> tuple[FitRequest, list[Line]]:
     task = describe_task(request, given, total - (time.perf_counter() - began))
     recipe = choose(task, given)
     measured = measure(with_values(request, recipe.values))
-    to_finish = FINISH_SECONDS + (0 if has_compiled_code() else GENERATION_COMPILES)
-    left = total - (time.perf_counter() - began) - measured.seconds_to_start - to_finish
+    ahead = measured.seconds_to_start + FINISH_SECONDS
+    ahead += task.characters * SECONDS_TO_COUNT if recipe.network.ngram_rows else 0
+    ahead += 0 if has_compiled_code() else GENERATION_COMPILES
+    left = total - (time.perf_counter() - began) - ahead
     if left < total / 3 and "trainer.max_steps" not in given:
         raise UserError(
             f"--minutes {request.config.minutes:g} is too short: reading the text, compiling and "
@@ -70,7 +73,7 @@ def planned(request: FitRequest, began: float) -> tuple[FitRequest, list[Line]]:
         )
     flops = characters_per_step(recipe.values) * recipe.network.flops_per_character()
     task = replace(task, seconds=left, seconds_per_flop=measured.seconds_per_step / flops)
-    sizes = {name: recipe.values[name] for name in SIZES}
+    sizes = {name: recipe.values[name] for name in (*SIZES, "model.ngram_rows")}
     recipe = choose(task, given | sizes)
     return with_values(request, recipe.values), recipe.lines
 
