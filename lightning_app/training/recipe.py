@@ -195,7 +195,11 @@ def add_steps(values: dict[str, Any], task: Task) -> list[Line]:
         values["trainer.limit_val_batches"] = batches
         where = f"the first {batches * batch:,} of {where}; `validate` scores all of them"
     return [
-        ("steps", f"{steps:,} of {per_step:,} characters: {why}"),
+        (
+            "steps",
+            f"{steps:,} of {per_step:,} characters, {per_step * task.seconds / time:.2g} seconds "
+            f"each: {why}",
+        ),
         ("validation", f"every {interval:,} steps, on {where}"),
     ]
 

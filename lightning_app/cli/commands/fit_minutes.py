@@ -38,9 +38,9 @@ from lightning_app.training.recipe import (
     expected_task,
 )
 
-STEPS_PER_SIZE = 6  # for each size of windows
+STEPS_PER_SIZE = 8  # for each size of windows
 WARM_UP = 2  # of them, not timed: the first compiles
-FINISH_SECONDS = 6  # after the last validation: the checkpoints, the sample, the program's end
+FINISH_SECONDS = 8  # after the last validation: the checkpoints, the sample, the program's end
 GENERATION_COMPILES = 30  # seconds, once on each machine
 COMPILE_FROM = 5  # minutes; compiling a network of a new size takes about one
 COMPILED_AGAIN = 4  # seconds at most for a size of windows that was compiled before
@@ -199,7 +199,7 @@ def measure(request: FitRequest) -> Measured:
     block_size = request.config.data.block_size
     until = [start for start, _ in schedule[1:]] + [1.0]
     mean = sum(
-        (end - start) * statistics.median(times.seconds[int(block_size * fraction)][WARM_UP:])
+        (end - start) * statistics.fmean(times.seconds[int(block_size * fraction)][WARM_UP:])
         for (start, fraction), end in zip(schedule, until, strict=True)
     )
     return Measured(mean, seconds_to_start)
