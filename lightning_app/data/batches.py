@@ -21,7 +21,9 @@ from lightning_app.data.windows import (
 )
 from lightning_app.errors import UserError
 
-Batch = tuple[Tensor, Tensor]  # idx, targets: int64 (B, T) each; a target of -1 is padding
+# idx, targets: int64 (B, T) each; a target of -1 is padding. With `with_begins` also where each
+# window begins in the text, (B,).
+Batch = tuple[Tensor, ...]
 
 
 @dataclass
@@ -42,6 +44,7 @@ class TrainBatches:
     position: Callable[[], int] | None = None  # number of the micro-batch that comes next
     cycle: int | None = None  # repeat this many micro-batches, the first ones
     replacer: NameReplacer | None = None
+    with_begins: bool = False
     next_batch: int = 0  # number of the micro-batch that comes next, without `position`
 
     def __len__(self) -> int:
@@ -71,7 +74,9 @@ class TrainBatches:
         windows, keys = train_batch(self.ids, s, step, micro_batch, self.process, size)
         if self.replacer is not None:
             self.replacer.replace(windows, keys)
-        return torch.from_numpy(windows[:, :-1]), torch.from_numpy(windows[:, 1:])
+        pair = torch.from_numpy(windows[:, :-1]), torch.from_numpy(windows[:, 1:])
+        # those of the windows of block_size that they are parts of
+        return (*pair, torch.from_numpy(keys)) if self.with_begins else pair
 
 
 def check_batch(batch: Batch, block_size: int, vocab_size: int, check_ids: bool) -> None:
@@ -79,7 +84,7 @@ def check_batch(batch: Batch, block_size: int, vocab_size: int, check_ids: bool)
 
     `check_ids` also looks at the ids, which waits for an accelerator.
     """
-    idx, targets = batch
+    idx, targets = batch[:2]
     if idx.ndim != 2 or idx.shape != targets.shape:
         raise UserError(
             f"a batch has idx {tuple(idx.shape)} and targets {tuple(targets.shape)}; both must "
@@ -126,6 +131,7 @@ class EvalBatches(Sequence[Batch]):
     process: int = 0
     processes: int = 1
     id_map: NDArray[np.int64] | None = None  # (V of the text,): the network's ids
+    with_begins: bool = False
 
     def __len__(self) -> int:
         count = count_eval_windows(self.first, self.last, self.stride)
@@ -142,9 +148,10 @@ class EvalBatches(Sequence[Batch]):
             raise IndexError(f"batch {i} of {len(self)}")
         row = (i * self.processes + self.process) * self.batch_size
         rows = np.arange(row, row + self.batch_size)
-        idx, targets = eval_batch(
+        idx, targets, begins = eval_batch(
             self.ids, self.first, self.last, self.block_size, self.stride, rows
         )
         if self.id_map is not None:
             idx, targets = self.id_map[idx], np.where(targets < 0, -1, self.id_map[targets])
-        return torch.from_numpy(idx), torch.from_numpy(targets)
+        pair = torch.from_numpy(idx), torch.from_numpy(targets)
+        return (*pair, torch.from_numpy(begins)) if self.with_begins else pair

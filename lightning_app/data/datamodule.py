@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -54,6 +55,8 @@ class CharDataModule(L.LightningDataModule):
         alphabet: Use the ids of this alphabet (a trained network's), which must have every
             character of the text; null is the alphabet of the text.
         eval_stride: Characters that each evaluation window scores, at its end; null is all of them.
+        with_begins: Batches of the training text are (idx, targets, begins): also where each window
+            begins in the text, (B,), which n-gram tables need to leave out its part of the text.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class CharDataModule(L.LightningDataModule):
         val_gap: bool = False,
         alphabet: str | None = None,
         eval_stride: int | None = None,
+        with_begins: bool = False,
     ) -> None:
         super().__init__()
         self.source = TextSource(str(corpus), splits, hold_out, unit, str(data_dir))
@@ -79,6 +83,7 @@ class CharDataModule(L.LightningDataModule):
         self.window_schedule = [list(pair) for pair in window_schedule]
         check_window_schedule(self.window_schedule, block_size)
         self.eval_stride = eval_stride or block_size
+        self.with_begins = with_begins
         self.given_alphabet = alphabet
         self._split_text: SplitText | None = None
         self._id_map: NDArray[np.int64] | None = None
@@ -196,7 +201,8 @@ class CharDataModule(L.LightningDataModule):
             replacer = NameReplacer(ids, self.alphabet, self.unit, self.replace_names, self.seed)
         length = batches_per_pass(stream)
         if trainer is None:
-            return TrainBatches(ids, stream, 0, self.window_schedule, -1, length, replacer=replacer)
+            options: dict[str, Any] = {"replacer": replacer, "with_begins": self.with_begins}
+            return TrainBatches(ids, stream, 0, self.window_schedule, -1, length, **options)
         # it counts steps, not epochs; a trial may have more batches than a short text
         trial: int = getattr(trainer, "fast_dev_run", 0)  # set by its connectors
         endless = trainer.check_val_every_n_epoch is None or bool(trial)
@@ -214,6 +220,7 @@ class CharDataModule(L.LightningDataModule):
             lambda: batches_done(trainer),
             int(overfit) if overfit >= 1 else None,
             replacer,
+            self.with_begins,
         )
 
     def val_dataloader(self) -> EvalBatches | Sequence[EvalBatches]:
@@ -222,7 +229,7 @@ class CharDataModule(L.LightningDataModule):
         if not self.val_gap or trainer is None or trainer.state.fn != TrainerFn.FITTING:
             return val
         length = min(val.last - val.first, self.bounds["train"][1])
-        return [val, self.eval_range(0, length)]
+        return [val, replace(self.eval_range(0, length), with_begins=self.with_begins)]
 
     def test_dataloader(self) -> EvalBatches:
         return self.eval_batches("test")

@@ -185,8 +185,8 @@ def count_eval_windows(first: int, last: int, stride: int) -> int:
 
 def eval_batch(
     ids: NDArray, first: int, last: int, block_size: int, stride: int, rows: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Inputs and targets (B, block_size) of the windows numbered `rows`.
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Inputs and targets (B, block_size) of the windows numbered `rows`, and where they begin (B,).
 
     Each window scores `stride` characters, at its end. With stride = block_size windows do not
     overlap; with a smaller one, each character is predicted from at least block_size - stride
@@ -200,4 +200,4 @@ def eval_batch(
     at = np.minimum(at, len(ids) - 1)
     idx = ids[at - 1].astype(np.int64)
     targets = np.where(inside, ids[at].astype(np.int64), -1)
-    return idx, targets
+    return idx, targets, np.minimum(begins[:, 0], len(ids)) - 1

@@ -228,14 +228,19 @@ class GPT(nn.Module):
             nn.init.zeros_(self.lm_head.weight)
 
     def forward(
-        self, idx: Tensor, cache: KVCache | None = None, targets: Tensor | None = None
+        self,
+        idx: Tensor,
+        cache: KVCache | None = None,
+        targets: Tensor | None = None,
+        begins: Tensor | None = None,
     ) -> Tensor:
         """Logits (B, T, V) for the character after each of `idx` (B, T).
 
         Without a cache, every row starts at position 0. With one, row b continues at position
         cache.length[b]; its keys and values are added to the cache, and every length grows by T.
-        `targets` (B, T) are given for a part of the training text only: the characters that follow,
-        which n-gram tables then leave out of their counts. Other networks ignore them.
+        `targets` (B, T), the characters that follow, and `begins` (B,), where each row begins in
+        the training text, are given for windows of that text only: n-gram tables leave them out of
+        their counts (see `NgramCounts.forward`), and other networks ignore them.
         Raises UserError if T exceeds block_size.
         """
         T, block_size, device = idx.size(1), self.config.block_size, idx.device.type
@@ -260,7 +265,7 @@ class GPT(nn.Module):
             codes = self.ngrams.codes[idx]
             tables = len(self.config.ngram_rows)
             codes = F.pad(codes, (tables, 0)) if cache is None else cache.append_codes(codes)
-            x = x + self.ngrams(codes, targets)
+            x = x + self.ngrams(codes, targets, begins)
         x = self.dropout(x).to(dtype)
         for block, layer in zip(self.blocks, layers, strict=True):
             x = block(x, cos, sin, layer)

@@ -22,8 +22,10 @@ from tqdm import tqdm
 MULTIPLIER = 0x735A2D97  # odd and below 2**31, so that int64 holds the product of the hash
 MASK = 0xFFFFFFFF
 COUNTED_AT_ONCE = 1 << 20  # characters
+MAX_PART_COUNT = 2**15 - 1
 DENSE_SIZE = 4096  # up to this many vectors, one product with all of them is faster than a gather
 
+PARTS = 16  # of the training text; see `NgramCounts.count`
 TABLES = ("starts", "characters", "counts")  # the buffers whose sizes depend on the text
 
 
@@ -56,6 +58,15 @@ def scaled_shares(counts: Tensor, totals: Tensor) -> Tensor:
     return (torch.log1p(100 * counts / (totals + 2)) * (255 / math.log(101))).round() / 255
 
 
+def counted_ranges(n: int) -> Iterator[tuple[int, int]]:
+    """Ranges of the positions 0 to n - 2, each in one of PARTS equal parts of a text of n
+    characters, and of at most COUNTED_AT_ONCE."""
+    edges = [-(-n * k // PARTS) for k in range(PARTS)]  # where position * PARTS // n becomes k
+    for first, last in zip(edges, [*edges[1:], n - 1], strict=True):
+        for begin in range(first, min(last, n - 1), COUNTED_AT_ONCE):
+            yield begin, min(begin + COUNTED_AT_ONCE, last, n - 1)
+
+
 class NgramCounts(nn.Module):
     """A vector for what may follow each position: codes (B, N + T) to (B, T, D).
 
@@ -67,12 +78,17 @@ class NgramCounts(nn.Module):
     The rows of all tables follow one another. Row r has the entries starts[r] to starts[r + 1] - 1
     of `characters` and `counts` (P,): the characters that occurred, by id, and how often.
     `codes` (V,) are the codes of the characters: at first id + 1; see `use_code_points`.
+
+    In training, a window must see the counts of a text that it is not part of, as it will later.
+    `part_counts` (P, PARTS) are therefore the counts of each part of the text by itself. They are
+    not saved: `count` the text again before training is resumed.
     """
 
     codes: Tensor
     starts: Tensor
     characters: Tensor
     counts: Tensor
+    part_counts: Tensor
 
     def __init__(self, rows: Sequence[int], size: int, vocab_size: int) -> None:
         super().__init__()
@@ -93,6 +109,9 @@ class NgramCounts(nn.Module):
         }
         for name, table in tables.items():
             self.register_buffer(name, table)
+        parts = torch.zeros(0, PARTS, dtype=torch.int16, device=device)
+        self.register_buffer("part_counts", parts, persistent=False)
+        self.length = 0  # of the text that was counted
 
     def use_code_points(self, alphabet: str) -> None:
         """Make code point + 1 a character's code, so that the hashes do not depend on the
@@ -101,15 +120,18 @@ class NgramCounts(nn.Module):
 
     @torch.no_grad()
     def count(self, ids: NDArray[np.integer]) -> None:
-        """Fill the tables with the counts of a text, its ids (n,); earlier counts are dropped."""
+        """Fill the tables with the counts of a text, its ids (n,); earlier counts are dropped.
+
+        Its parts are PARTS equal ones, by the position of the n-gram's last character.
+        """
         N, V, n = len(self.rows), self.vocab_size, len(ids)
         found: list[NDArray[np.int64]] = []
         times: list[NDArray[np.int64]] = []
+        parts: list[int] = []
         bar = tqdm(
             total=n, desc="counting n-grams", unit="character", delay=2, leave=False, disable=None
         )
-        for first in range(0, n - 1, COUNTED_AT_ONCE):
-            last = min(first + COUNTED_AT_ONCE, n - 1)
+        for first, last in counted_ranges(n):
             before = min(first, N)
             part = torch.from_numpy(ids[first - before : last + 1].astype(np.int64))
             codes = F.pad(self.codes.cpu()[part[:-1]], (N - before, 0))[None]
@@ -118,14 +140,22 @@ class NgramCounts(nn.Module):
             different, number = np.unique(keys.numpy(), return_counts=True)
             found.append(different)
             times.append(number)
+            parts.append(first * PARTS // n)
             bar.update(last - first)
         bar.close()
-        entries, place = np.unique(np.concatenate(found), return_inverse=True)
+        entries = np.unique(np.concatenate(found))
         self.allocate(len(entries))
         per_row = np.bincount(entries // V, minlength=sum(self.rows))
         self.starts[1:] = torch.from_numpy(per_row.cumsum())
         self.characters.copy_(torch.from_numpy(entries % V))
-        self.counts.copy_(torch.from_numpy(np.bincount(place, np.concatenate(times))))
+        by_part = np.zeros((len(entries), PARTS), dtype=np.int32)
+        for different, number, k in zip(found, times, parts, strict=True):
+            by_part[np.searchsorted(entries, different), k] += number.astype(np.int32)
+        self.counts.copy_(torch.from_numpy(by_part.sum(axis=1, dtype=np.int32)))
+        self.part_counts = torch.from_numpy(by_part.clip(max=MAX_PART_COUNT).astype(np.int16)).to(
+            self.codes.device
+        )
+        self.length = n
 
     def table_rows(self, codes: Tensor) -> tuple[Tensor, Tensor]:
         """The rows of each position, (B, T, N), and where there is none: the n-gram begins before
@@ -139,9 +169,15 @@ class NgramCounts(nn.Module):
             first += self.rows[n]
         return torch.stack(found, dim=-1), torch.stack(absent, dim=-1)
 
-    def forward(self, codes: Tensor, targets: Tensor | None = None) -> Tensor:
-        """`targets` (B, T): for a part of the training text, the characters that follow. These
-        occurrences are left out of the counts, as they are of a text that was not counted."""
+    def forward(
+        self, codes: Tensor, targets: Tensor | None = None, begins: Tensor | None = None
+    ) -> Tensor:
+        """For windows of the training text, `targets` (B, T) are the characters that follow, and
+        `begins` (B,) where each window begins in the text.
+
+        With `begins`, the counts of the part of the text in which a window begins are left out;
+        with `targets` alone, what follows in the window itself.
+        """
         N, V = len(self.rows), self.vocab_size
         shape = (codes.size(0), codes.size(1) - N)
         with torch.no_grad():
@@ -154,7 +190,12 @@ class NgramCounts(nn.Module):
             row = row.repeat_interleave(lengths, output_size=total)
             entries = (first - ends + lengths)[row] + torch.arange(total, device=codes.device)
             characters, counts = self.characters[entries].long(), self.counts[entries].float()
-            if targets is not None:
+            if begins is not None and len(self.part_counts):
+                parts = (begins * PARTS // self.length).clamp(max=PARTS - 1)
+                parts = parts.repeat_interleave(shape[1])
+                own = self.part_counts[entries, parts[row // N]]
+                counts = (counts - own).clamp(min=0)  # a replaced name may be no occurrence
+            elif targets is not None:
                 counts -= (characters == targets.flatten()[row // N]).float()
             totals = counts.new_zeros(len(lengths)).index_add_(0, row, counts)
             shares = scaled_shares(counts, totals[row])
@@ -193,7 +234,8 @@ class NgramCounts(nn.Module):
     def load_tables(self, starts: Tensor, characters: Tensor, counts: Tensor) -> None:
         """Take the tables of another network with the same rows. Raises ValueError if they cannot
         be read."""
-        self.allocate(len(counts))
+        if len(counts) != len(self.counts):  # otherwise the counts of the parts are kept
+            self.allocate(len(counts))
         for table, values in zip(
             (self.starts, self.characters, self.counts), (starts, characters, counts), strict=True
         ):

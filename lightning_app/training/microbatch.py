@@ -5,7 +5,7 @@ Split into micro-batches that fit, the same batch trains up to 1.3 times as fast
 (benchmarks/throughput.py), and only one micro-batch's activations are in memory.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -33,9 +33,9 @@ def rows_per_microbatch(rows: int, length: int) -> int:
 class MicrobatchedLoss(torch.autograd.Function):
     """The mean loss of a batch, with a gradient that is computed in the forward pass.
 
-    `MicrobatchedLoss.apply(loss, idx, targets, rows, *weights)` returns the mean of
-    `loss(idx, targets)`, and the losses themselves (B * T,), without a gradient. idx and targets
-    are (B, T); B is a multiple of `rows`, the rows in a micro-batch. `loss` takes any number of
+    `MicrobatchedLoss.apply(loss, batch, rows, *weights)` returns the mean of `loss(*batch)`, and
+    the losses themselves (B * T,), without a gradient. `batch` are tensors of B rows each, the
+    first (B, T); B is a multiple of `rows`, the rows in a micro-batch. `loss` takes any number of
     rows and returns one loss per character; it may depend on `weights` only.
 
     The gradient is that of the full batch except for rounding. Each micro-batch's gradient is
@@ -45,19 +45,18 @@ class MicrobatchedLoss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        loss: Callable[[Tensor, Tensor], Tensor],
-        idx: Tensor,
-        targets: Tensor,
+        loss: Callable[..., Tensor],
+        batch: Sequence[Tensor],
         rows: int,
         *weights: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        parts = []
-        for microbatch in zip(idx.split(rows), targets.split(rows), strict=True):
+        parts, count, device = [], batch[0].numel(), batch[0].device.type
+        for microbatch in zip(*(x.split(rows) for x in batch), strict=True):
             with torch.enable_grad():
                 part = loss(*microbatch)  # (rows * T,)
-                share = part.sum() / targets.numel()  # of the batch's mean
+                share = part.sum() / count  # of the batch's mean
             parts.append(part.detach())
-            with torch.autocast(idx.device.type, enabled=False):
+            with torch.autocast(device, enabled=False):
                 gradients = torch.autograd.grad(share, weights)
             if len(parts) == 1:
                 ctx.gradients = gradients
@@ -69,4 +68,4 @@ class MicrobatchedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, mean_gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, None, None, *foreach_mul(ctx.gradients, mean_gradient)
+        return None, None, None, *foreach_mul(ctx.gradients, mean_gradient)

@@ -194,17 +194,17 @@ class CharGPT(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.check_batch(batch, batch_idx)
-        idx, targets = batch
+        idx, targets = batch[:2]
         rows = rows_per_microbatch(*idx.shape)
         undivided = rows == len(idx) or self.device.type != "cpu"
         undivided |= self.device_mesh is not None  # FSDP2 sums gradients in hooks
         if undivided:
-            losses = self.losses_in_training_text(idx, targets)
+            losses = self.losses_in_training_text(*batch)
             mean = losses.mean()
         else:
             weights = self.gpt.parameters()
             mean, losses = MicrobatchedLoss.apply(
-                self.losses_in_training_text, idx, targets, rows, *weights
+                self.losses_in_training_text, batch, rows, *weights
             )
         self.train_loss.update(losses, targets)
         self.last_loss = mean.detach()
@@ -214,11 +214,13 @@ class CharGPT(L.LightningModule):
         """The shared step: nats of each character, (B * T,)."""
         return loss_per_character(self.gpt(idx), targets)
 
-    def losses_in_training_text(self, idx: Tensor, targets: Tensor) -> Tensor:
-        """`losses` of a part of the training text, which the n-gram tables have counted."""
+    def losses_in_training_text(
+        self, idx: Tensor, targets: Tensor, begins: Tensor | None = None
+    ) -> Tensor:
+        """`losses` of windows of the training text, which the n-gram tables have counted."""
         if self.gpt.ngrams is None:
             return self.losses(idx, targets)
-        return loss_per_character(self.gpt(idx, targets=targets), targets)
+        return loss_per_character(self.gpt(idx, targets=targets, begins=begins), targets)
 
     def check_batch(self, batch: Batch, batch_idx: int) -> None:
         """Raises UserError for a batch that the network cannot read.
@@ -334,7 +336,7 @@ class CharGPT(L.LightningModule):
         if dataloader_idx:
             self.train_sample_loss.update(self.losses_in_training_text(*batch), batch[1])
         else:
-            self.eval_loss.update(self.losses(*batch), batch[1])
+            self.eval_loss.update(self.losses(*batch[:2]), batch[1])
 
     def on_validation_epoch_end(self) -> None:
         loss = float(self.eval_loss.compute())
@@ -354,7 +356,7 @@ class CharGPT(L.LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self.check_batch(batch, batch_idx)
-        self.eval_loss.update(self.losses(*batch), batch[1])
+        self.eval_loss.update(self.losses(*batch[:2]), batch[1])
 
     def on_test_epoch_end(self) -> None:
         loss = float(self.eval_loss.compute())

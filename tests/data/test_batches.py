@@ -1,5 +1,6 @@
 """Laws of the batches: the stream of training windows, and windows that score a text."""
 
+from dataclasses import replace
 from itertools import islice, pairwise
 
 import numpy as np
@@ -46,6 +47,14 @@ def take(batches: TrainBatches, count: int) -> torch.Tensor:
 def test_a_stream_entered_at_batch_k_reads_on_from_there(k):
     unbroken = take(train_batches(), k + 5)
     assert torch.equal(take(train_batches(k), 5), unbroken[k:])
+
+
+@pytest.mark.parametrize("schedule", [WHOLE, [[0, 0.5]]])
+def test_with_begins_a_batch_says_where_the_windows_of_block_size_begin(schedule):
+    batches = replace(train_batches(schedule=schedule), with_begins=True)
+    for step, (idx, _, begins) in enumerate(islice(batches, 6)):
+        shift = step % 2 * 4 if idx.size(1) == 4 else 0  # in turns, the halves of each window
+        assert IDS[begins + shift].tolist() == idx[:, 0].tolist()
 
 
 def test_the_stream_does_not_depend_on_how_many_starts_are_computed_at_once(monkeypatch):

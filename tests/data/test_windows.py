@@ -174,11 +174,12 @@ def test_every_character_of_a_split_is_scored_once_from_the_one_before_it(block_
     for first in range(n):
         for last in range(first + 1, n + 1):
             rows = np.arange(count_eval_windows(first, last, stride))
-            idx, targets = eval_batch(ids, first, last, block_size, stride, rows)
+            idx, targets, begins = eval_batch(ids, first, last, block_size, stride, rows)
             assert idx.shape == targets.shape == (len(rows), block_size)
             scored = targets >= 0
             assert targets[scored].tolist() == list(range(100 + max(first, 1), 100 + last))
             assert (idx[scored] == targets[scored] - 1).all()
+            assert idx[:, 0].tolist() == (100 + begins).tolist()
             for row, at in zip(idx, targets, strict=True):  # how far a character can look back
                 seen = [i for i, t in enumerate(at) if t >= 0]
                 if seen:
@@ -188,7 +189,7 @@ def test_every_character_of_a_split_is_scored_once_from_the_one_before_it(block_
 
 def test_inside_a_window_inputs_are_consecutive_characters():
     ids = np.arange(50, dtype=np.uint8)
-    idx, _ = eval_batch(ids, 10, 42, 8, 8, np.arange(4))
+    idx, _, _ = eval_batch(ids, 10, 42, 8, 8, np.arange(4))
     assert (np.diff(idx, axis=1) == 1).all()
 
 
@@ -212,7 +213,7 @@ def test_the_splits_together_score_the_whole_text_but_its_first_character():
 def test_padding_is_scored_nowhere_and_its_inputs_are_ids():
     ids = np.full(60, 7, dtype=np.uint16)
     last_window = count_eval_windows(20, 50, 8) - 1
-    idx, targets = eval_batch(ids, 20, 50, 8, 8, np.arange(last_window, last_window + 4))
+    idx, targets, _ = eval_batch(ids, 20, 50, 8, 8, np.arange(last_window, last_window + 4))
     assert (targets[0] >= 0).tolist() == [True] * 6 + [False] * 2
     assert (targets[1:] == -1).all()
     assert (idx == 7).all()

@@ -22,7 +22,7 @@ def network() -> GPT:
 
 def batches(ids: np.ndarray, stride: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     n = count_eval_windows(0, len(ids), stride)
-    rows = (eval_batch(ids, 0, len(ids), BLOCK, stride, np.array([row])) for row in range(n))
+    rows = (eval_batch(ids, 0, len(ids), BLOCK, stride, np.array([row]))[:2] for row in range(n))
     return [(torch.from_numpy(idx), torch.from_numpy(targets)) for idx, targets in rows]
 
 

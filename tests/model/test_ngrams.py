@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from lightning_app.errors import UserError
 from lightning_app.model import ngrams
 from lightning_app.model.gpt import GPTConfig
-from lightning_app.model.ngrams import NgramCounts, ngram_hashes
+from lightning_app.model.ngrams import PARTS, NgramCounts, ngram_hashes
 from tests.helpers import GPT_SIZES, assert_close, filled_network, random_ids
 
 # For engines in other languages: the hashes of the last 2, 3 and 4 codes at the end of each text.
@@ -65,9 +65,16 @@ def counted(rows=ROWS, text=TEXT, size=4, vocab_size=11) -> NgramCounts:
     return tables
 
 
-def expected_vector(tables: NgramCounts, text, window: list[int], left_out: int | None = None):
+def expected_vector(
+    tables: NgramCounts,
+    text,
+    window: list[int],
+    left_out: int | None = None,
+    left_out_part: int | None = None,
+):
     """The output at the end of a window of ids, by the definition: for each n the counts of what
-    followed in `text`, where n-grams share a row; without one occurrence of `left_out`."""
+    followed in `text`, where n-grams share a row; without one occurrence of `left_out`, or without
+    the n-grams that end in this part of the text."""
     total, V = torch.zeros(tables.weight.size(1)), tables.vocab_size
     for i, rows in enumerate(tables.rows):
         n = i + 2
@@ -78,6 +85,7 @@ def expected_vector(tables: NgramCounts, text, window: list[int], left_out: int 
             int(text[t + n])
             for t in range(len(text) - n)
             if hash_of((text[t : t + n] + 1).tolist()) % rows == row
+            and (t + n - 1) * PARTS // len(text) != left_out_part
         )
         if left_out is not None:
             followed[left_out] -= 1
@@ -108,6 +116,36 @@ def test_with_targets_their_own_occurrences_are_not_counted():
         for t in range(19):
             known, following = window[0, : t + 1].tolist(), int(window[0, t + 1])
             assert_close(output[0, t], expected_vector(tables, TEXT, known, following))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("counted_at_once", [10**6, 7])
+def test_with_the_place_of_a_window_its_part_of_the_text_is_not_counted(
+    counted_at_once, monkeypatch
+):
+    monkeypatch.setattr(ngrams, "COUNTED_AT_ONCE", counted_at_once)
+    tables = counted()
+    begins = torch.tensor([0, 18, 19, 150, 280])  # a part is 18.75 characters
+    windows = torch.stack([torch.from_numpy(TEXT[b : b + 20]) for b in begins])
+    output = tables(F.pad(windows[:, :-1] + 1, (3, 0)), windows[:, 1:], begins)
+    for row, begin in enumerate(begins.tolist()):
+        part = begin * PARTS // len(TEXT)
+        for t in range(19):
+            known = windows[row, : t + 1].tolist()
+            assert_close(output[row, t], expected_vector(tables, TEXT, known, None, part))
+
+
+@torch.no_grad()
+def test_without_the_counts_of_the_parts_a_window_leaves_out_what_follows_in_it():
+    """As after loading a state_dict, which does not have them."""
+    tables = counted()
+    window = torch.from_numpy(TEXT[:20])[None]
+    arguments = F.pad(window[:, :-1] + 1, (3, 0)), window[:, 1:]
+    loaded = NgramCounts(ROWS, 4, 11)
+    loaded.load_state_dict(tables.state_dict())
+    begins = torch.tensor([0])
+    assert torch.equal(loaded(*arguments, begins), tables(*arguments))
+    assert not torch.equal(tables(*arguments, begins), tables(*arguments))
 
 
 def test_both_ways_to_add_up_have_the_same_gradient(monkeypatch):

@@ -48,7 +48,7 @@ def test_the_losses_are_each_characters_in_order():
     weight = torch.arange(5.0, requires_grad=True)
     idx = torch.arange(5).expand(4, 5)
     mean, losses = MicrobatchedLoss.apply(
-        lambda i, t: (weight[i] * t).flatten(), idx, idx, 2, weight
+        lambda i, t: (weight[i] * t).flatten(), (idx, idx), 2, weight
     )
     assert losses.tolist() == [0, 1, 4, 9, 16] * 4
     assert not losses.requires_grad

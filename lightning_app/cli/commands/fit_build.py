@@ -71,7 +71,8 @@ def build(
     Raises UserError for an unusable text, network, device or Trainer option.
     """
     config = instantiate(request.parser, request.config)
-    data = CharDataModule(**config.data, seed=config.seed_everything)
+    tables = bool(config.model.ngram_rows)
+    data = CharDataModule(**config.data, seed=config.seed_everything, with_begins=tables)
     data.check_train_split()
     data.eval_batches("val")  # raises if the validation split is empty
     config.generate.resolve()  # finds contradictions before training
@@ -92,7 +93,7 @@ def build(
         seed=config.seed_everything,
         compile_network=planned.compiled,
     )
-    if model.gpt.ngrams is not None and start.step == 0:  # otherwise the checkpoint has the counts
+    if model.gpt.ngrams is not None:
         text = data.ids("train")
         model.gpt.ngrams.count(text[:TRIAL_CHARACTERS] if request.dev_run else text)
     lines = inherit(model.gpt, model.tokenizer, source) if source else []

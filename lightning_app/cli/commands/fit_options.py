@@ -40,7 +40,7 @@ TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,  # CharDataModule gives each process its own batches
 }
 # Arguments of the classes that are not options: they follow from other options.
-DERIVED_DATA = {"seed", "alphabet", "eval_stride"}
+DERIVED_DATA = {"seed", "alphabet", "eval_stride", "with_begins"}
 DERIVED_MODEL = {
     *("alphabet", "block_size", "unit", "counts", "seed", "gpt"),
     *("optim", "schedule", "generation", "num_samples", "compile_network"),
