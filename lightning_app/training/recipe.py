@@ -140,11 +140,8 @@ def add_network(values: dict[str, Any], task: Task) -> list[Line]:
     values.setdefault("model.rope_theta", 500.0)
     network = network_config(values, task.vocab_size)
     why = "a larger one would read too little text in this time, a smaller one would learn less"
-    sizes = (
-        f"{parameter_count(network) / 1e6:.2f} M parameters, {network.n_layer} layers, "
-        f"{network.n_head} heads, width {network.n_embd}"
-    )
-    return [("network", f"{sizes}: {'given' if given else why}")]
+    sizes = f"{network.n_layer} layers, {network.n_head} heads, width {network.n_embd}"
+    return [("size", f"{sizes}: {'given' if given else why}")]
 
 
 def add_tables(values: dict[str, Any], task: Task) -> list[Line]:

@@ -57,7 +57,7 @@ def write_gguf(trained: TrainedModel, to: Path, weights: str | None) -> str:
 def write_page(trained: TrainedModel, to: Path, weights: str | None) -> str:
     export_page(trained, to)
     line = f"wrote {to}; open it in a browser"
-    if not baseline_bits(trained.data):
+    if trained.data.get("bounds") and not baseline_bits(trained.data):  # older runs have no bounds
         line += (
             f"\nafter `{program()} validate`, a page also compares the network with n-grams and "
             "compressors"

@@ -74,14 +74,15 @@ def planned(request: FitRequest, began: float) -> tuple[FitRequest, list[Line]]:
     flops = characters_per_step(recipe.values) * recipe.network.flops_per_character()
     task = replace(task, seconds=left, seconds_per_flop=measured.seconds_per_step / flops)
     sizes = {name: recipe.values[name] for name in (*SIZES, "model.ngram_rows")}
-    recipe = choose(task, given | sizes)
-    return with_values(request, recipe.values), recipe.lines
+    final = choose(task, given | sizes)
+    lines = dict(final.lines) | {k: v for k, v in recipe.lines if k in ("size", "counts")}
+    return with_values(request, final.values), list(lines.items())
 
 
 def stored_plan(request: FitRequest) -> FitRequest | None:
     """The request with the values in the run's config.yaml, if it has been planned.
 
-    Raises UserError if it was planned for other minutes, or has other values.
+    Raises UserError if it was planned for other minutes, or not planned.
     """
     path = request.folder / "config.yaml"
     if request.config.fresh or request.dev_run or not path.is_file():
@@ -99,8 +100,9 @@ def stored_plan(request: FitRequest) -> FitRequest | None:
 def check_one_process(request: FitRequest) -> None:
     """Raises UserError if training would take several processes: each would plan by itself."""
     flags = request.config.trainer
-    several = flags.devices not in ("auto", 1, "1", [0]) or flags.num_nodes > 1
-    if several or int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    listed = isinstance(flags.devices, list) and len(flags.devices) == 1
+    one_device = listed or flags.devices in ("auto", 1, "1")
+    if not one_device or flags.num_nodes > 1 or int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError(
             "--minutes plans for one process; train with one, or leave --minutes out and choose a "
             "config"
@@ -108,11 +110,11 @@ def check_one_process(request: FitRequest) -> None:
 
 
 def values_to_keep(request: FitRequest) -> dict[str, Any]:
-    """What the recipe must keep: the values that were given, and with --init_from that network; and
-    whether to compile, which depends on the machine."""
+    """What the recipe must keep: the values that were given, with --init_from that network, and
+    what depends on the machine: whether to compile, and one device of several."""
     accelerator = hardware.choose_accelerator(str(request.config.trainer.accelerator))
     compiled = request.config.minutes >= COMPILE_FROM and hardware.can_compile(accelerator)
-    given = {"compile": compiled} | request.given()
+    given = {"compile": compiled, "trainer.devices": 1} | request.given()
     if request.config.init_from:
         source = load(find_checkpoint(request.config.init_from, None))
         sizes = {k: v for k, v in source.arguments.items() if k not in NOT_TAKEN}

@@ -1,7 +1,7 @@
 """The options of `fit`, parsed by LightningCLI, and the run that they select."""
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
@@ -45,6 +45,7 @@ DERIVED_MODEL = {
     *("alphabet", "block_size", "unit", "counts", "seed", "gpt"),
     *("optim", "schedule", "generation", "num_samples", "compile_network"),
 }
+TEXT_OPTIONS = ["--generate.stop"]  # see `take_texts`
 NOT_SAVED = ("config", "run", "fresh", "debug", "ckpt_path")  # left out of a run's config.yaml
 
 
@@ -148,7 +149,8 @@ class FitRequest:
     """The options, and the run that they select."""
 
     parser: LightningArgumentParser
-    arguments: list[str]  # of which the parser made the config
+    configs: list[Path]
+    args: list[str]
     config: Namespace
     run: str
 
@@ -163,14 +165,14 @@ class FitRequest:
 
     def given(self) -> dict[str, Any]:
         """The values of the options that were given, by their dotted names."""
-        given = self.parser.parse_args(self.arguments, defaults=False)
-        return {name: value for name, value in given.items() if name != "config"}
+        texts, rest = take_texts(self.args, TEXT_OPTIONS)
+        arguments = [*config_arguments(self.configs), *rest]
+        given = self.parser.parse_args(arguments, defaults=False)
+        return {name: value for name, value in given.items() if name != "config"} | texts
 
     def on_top_of(self, path: Path) -> "FitRequest":
-        """The same options, given after a config."""
-        arguments = [*config_arguments([path]), *self.arguments]
-        config = self.parser.parse_args(arguments)
-        return replace(self, config=config)
+        """The same options, given after those of a config."""
+        return parse([path, *self.configs], self.args)
 
     def config_yaml(self) -> str:
         """The run's config.yaml, from which the same command resumes it."""
@@ -200,13 +202,13 @@ def parse(configs: list[Path], args: list[str]) -> FitRequest:
     if not configs and not timed:
         configs = [find_config("gpt_char")]
     read_configs(configs)  # its errors about broken YAML are clearer than the parser's
-    texts, rest = take_texts(args, ["--generate.stop"])
+    texts, rest = take_texts(args, TEXT_OPTIONS)
     cli = FitCLI(configs, rest)
     for option, text in texts.items():
         cli.config[option] = text
     check_flags(cli.config.trainer)
     run = run_name(cli.config.run, configs) or timed_run_name(cli.config)
-    return FitRequest(cli.parser, [*config_arguments(configs), *rest], cli.config, run)
+    return FitRequest(cli.parser, configs, args, cli.config, run)
 
 
 def timed_run_name(config: Namespace) -> str:

@@ -65,6 +65,21 @@ def test_several_processes_are_refused(flag, folder):
     assert "plans for one process" in refusal(plan, "--minutes", "5", *flag)
 
 
+def test_of_several_devices_one_is_used(speed, folder):
+    speed(0.05)
+    assert plan("--minutes", "5").config.trainer.devices == 1
+    assert plan("--minutes", "5", "--trainer.devices", "[0]").config.trainer.devices == [0]
+
+
+def test_what_was_chosen_is_not_called_given(speed, folder):
+    speed(0.05)
+    request = parse([], [*TEXT, "--minutes", "5"])
+    lines = dict(planned(request, time.perf_counter())[1])
+    assert "given" not in "".join(lines.values())
+    request = parse([], [*TEXT, "--minutes", "5", "--trainer.max_steps", "50"])
+    assert dict(planned(request, time.perf_counter())[1])["steps"].endswith("given")
+
+
 def test_one_of_several_processes_is_refused(folder, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "plans for one process" in refusal(plan, "--minutes", "5")
@@ -88,7 +103,8 @@ def test_trial_steps_are_timed_for_every_size_of_windows_and_leave_no_files(fold
 
 def test_a_run_is_planned_once(folder, main, monkeypatch):
     """The same command resumes it, also on a machine of another speed; another time is refused."""
-    command = ["fit", *TEXT, "--minutes", "1", *TINY, "--trainer.max_steps", "20"]
+    command = ["fit", *TEXT, "--minutes", "1", *TINY, "--generate.stop", "1e5"]
+    command += ["--trainer.max_steps", "20"]
     done = main(*command)
     assert done.code == 0, done.err
     assert "over the training text" in done.err
@@ -106,6 +122,7 @@ def test_a_run_is_planned_once(folder, main, monkeypatch):
     assert extended.code == 0
     assert "resuming text-1min at step 20 of 30" in extended.err
     after = yaml.safe_load((run / "config.yaml").read_text())
+    assert plan["generate"]["stop"] == "1e5"
     plan["trainer"]["max_steps"] = 30
     assert after == plan
 
