@@ -203,7 +203,7 @@ class CharDataModule(L.LightningDataModule):
         if trainer is None:
             options: dict[str, Any] = {"replacer": replacer, "with_begins": self.with_begins}
             return TrainBatches(ids, stream, 0, self.window_schedule, -1, length, **options)
-        # it counts steps, not epochs; a trial may have more batches than a short text
+        # counts steps, not epochs; and a trial may have more batches than a short text
         trial: int = getattr(trainer, "fast_dev_run", 0)  # set by its connectors
         endless = trainer.check_val_every_n_epoch is None or bool(trial)
         if not endless and trainer.max_steps > 0:

@@ -336,7 +336,7 @@ class CharGPT(L.LightningModule):
         if dataloader_idx:
             self.train_sample_loss.update(self.losses_in_training_text(*batch), batch[1])
         else:
-            self.eval_loss.update(self.losses(*batch[:2]), batch[1])
+            self.eval_loss.update(self.losses(*batch), batch[1])
 
     def on_validation_epoch_end(self) -> None:
         loss = float(self.eval_loss.compute())
@@ -356,7 +356,7 @@ class CharGPT(L.LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self.check_batch(batch, batch_idx)
-        self.eval_loss.update(self.losses(*batch[:2]), batch[1])
+        self.eval_loss.update(self.losses(*batch), batch[1])
 
     def on_test_epoch_end(self) -> None:
         loss = float(self.eval_loss.compute())
