@@ -67,10 +67,15 @@ def set_up_compiler() -> None:
     AOTAutograd: graphs with a custom autograd function (model.attention) are cached on disk, which
     is off by default. Its source code is part of the cache's key. Loading a graph takes about one
     second, tracing it again five.
+
+    Dynamo: a function is compiled up to 64 times, instead of 8, before it is left uncompiled: a
+    block is compiled for every size of windows, with and without gradients.
     """
-    from torch._functorch import config as autograd  # takes a second; only needed for compiling
+    from torch._dynamo import config as dynamo  # takes a second; only needed for compiling
+    from torch._functorch import config as autograd
     from torch._inductor import config as inductor
 
+    dynamo.recompile_limit = 64
     autograd.autograd_cache_allow_custom_autograd_functions = True
     if sys.platform == "linux" and platform.machine() == "x86_64" and inductor.cpp.march is None:
         inductor.cpp.march = "native -fno-tree-slp-vectorize"

@@ -23,14 +23,16 @@ from torch import Tensor
 
 from lightning_app.generation.cpu_kernels import (
     activate_rows,
-    add_ngram_rows,
+    add_logits_rows,
     add_rows,
+    add_vectors_rows,
     attend_rows,
     cache_keys,
     decode_row,
     draw_rows,
     next_logits,
     normalize_rows,
+    remember_rows,
 )
 from lightning_app.generation.numba_cache import max_threads
 from lightning_app.generation.threads import ThreadChoice
@@ -70,7 +72,8 @@ class PackedWeights(NamedTuple):
     cos: NDArray  # (block_size, head_dim / 2)
     sin: NDArray
     ngram_rows: NDArray  # (N,) rows of each n-gram table; see `model.ngrams`
-    ngram_vectors: NDArray  # (N * V, D) float32
+    ngram_vectors: NDArray  # (2 N * V, D) float32
+    ngram_gates: NDArray  # (2 N, D) float32
     ngram_starts: NDArray  # (rows of all tables + 1,)
     ngram_characters: NDArray  # (P,)
     ngram_shares: NDArray  # (P,) float32
@@ -78,14 +81,15 @@ class PackedWeights(NamedTuple):
 
 
 class CPUCache(NamedTuple):
-    """The keys and values of B rows: float32, bfloat16 (as uint16), or int8 with scales; and the
-    codes of their characters, as in `model.kv_cache.KVCache`."""
+    """The keys and values of B rows: float32, bfloat16 (as uint16), or int8 with scales; and for
+    n-gram counts the ids of their characters, and the hashes of the n-grams up to them."""
 
     keys: NDArray  # (L, B, n_kv_head, block_size, head_dim)
     values: NDArray
     key_scale: NDArray  # (L, B, n_kv_head, block_size) float32, 1 except for int8
     value_scale: NDArray
-    codes: NDArray  # (B, N + block_size) int64
+    ids: NDArray  # (B, block_size) int64
+    hashes: NDArray  # (B, N, block_size) int64
 
 
 def pack_weights(gpt: GPT, weights: WeightFormat = "float32") -> PackedWeights:
@@ -123,6 +127,7 @@ def pack_weights(gpt: GPT, weights: WeightFormat = "float32") -> PackedWeights:
             as_array(gpt.sin.float()),
             np.array(ngrams.rows, dtype=np.int64),
             as_array(ngrams.weight.float()),
+            as_array((ngrams.gates * gpt.norm.weight).float()),
             as_array(ngrams.starts),
             as_array(ngrams.characters),
             as_array(ngrams.entry_shares()),
@@ -170,8 +175,9 @@ class CPUEngine:
         cache_dtype = np.dtype(formats[weights] if rounded else np.float32)
         keys, values = (np.zeros(shape, dtype=cache_dtype) for _ in "kv")
         key_scale, value_scale = (np.ones(shape[:-1], dtype=np.float32) for _ in "kv")
-        codes = np.zeros((rows, len(gpt.config.ngram_rows) + shape[3]), dtype=np.int64)
-        self.cache = CPUCache(keys, values, key_scale, value_scale, codes)
+        ids = np.zeros((rows, shape[3]), dtype=np.int64)
+        hashes = np.zeros((rows, len(gpt.config.ngram_rows), shape[3]), dtype=np.int64)
+        self.cache = CPUCache(keys, values, key_scale, value_scale, ids, hashes)
         self.length = np.zeros(rows, dtype=np.int64)  # (B,) characters in the cache
         most = min(torch.get_num_threads(), max_threads())
         self.choice = ThreadChoice(most, threads)
@@ -229,7 +235,8 @@ class CPUEngine:
             if (source := first[tuple(window)]) != row:
                 for layers in self.cache[:4]:  # keys, values, their scales: (L, B, ...)
                     layers[:, row] = layers[:, source]
-                self.cache.codes[row] = self.cache.codes[source]
+                for array in self.cache[4:]:  # ids, hashes: (B, ...)
+                    array[row] = array[source]
 
     def decode(
         self,
@@ -295,8 +302,12 @@ class CPUEngine:
             return logits
         x = self.forward(rows, tokens, positions)
         final = torch.zeros(self.product_size(len(x)), x.shape[1])
-        normalize_rows(x, as_array(final), self.threads)
-        return as_array(self.head(final))[: len(x)]
+        h = as_array(final)
+        normalize_rows(x, h, self.threads)
+        logits = as_array(self.head(final))[: len(x)]
+        if len(w.ngram_rows):
+            add_logits_rows(rows, positions, w, self.cache, h, logits, self.threads)
+        return logits
 
     def product_size(self, n: int) -> int:
         """The number of rows of the products for n characters."""
@@ -314,7 +325,8 @@ class CPUEngine:
         w, threads = self.packed, self.threads
         x = w.embedding[tokens]  # (n, D) float32
         if len(w.ngram_rows):
-            add_ngram_rows(tokens, rows, positions, w, self.cache, x)
+            remember_rows(tokens, rows, positions, w, self.cache)
+            add_vectors_rows(rows, positions, w, self.cache, x, threads)
         size = self.product_size(len(x))  # rows beyond the n are 0
         h, attended = (torch.zeros(size, x.shape[1], dtype=self.dtype) for _ in "12")
         activated = torch.zeros(size, w.down.shape[2], dtype=self.dtype)

@@ -48,7 +48,7 @@ def prefill(gpt: GPT, cache: KVCache, rows: list[int], windows: list[list[int]])
         gpt.forward(torch.tensor(padded, device=gpt.embedding.weight.device), prefilled)
         cache.keys[:, rows] = prefilled.keys
         cache.values[:, rows] = prefilled.values
-        cache.codes[rows] = prefilled.codes
+        cache.ids[rows] = prefilled.ids
     cache.length[rows] = torch.tensor([len(w) for w in windows])
 
 

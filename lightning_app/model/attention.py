@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 QUERY_BLOCK = 128  # queries per matrix product on a CPU; 64 and 256 were slower
+MAX_BLOCKS = 4  # more take long to compile
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -30,8 +31,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
     if mask is not None:
         return MaskedAttention.apply(q, k, v, mask)
     outputs = []  # one per block of queries: a block skips the keys that come after all of it
-    for start in range(0, q.size(2), QUERY_BLOCK):
-        block = q[:, :, start : start + QUERY_BLOCK]
+    size = max(QUERY_BLOCK, -(-q.size(2) // MAX_BLOCKS))
+    for start in range(0, q.size(2), size):
+        block = q[:, :, start : start + size]
         end = start + block.size(2)
         causal = torch.ones(block.size(2), end, dtype=torch.bool, device=q.device).tril(start)
         outputs.append(MaskedAttention.apply(block, k[:, :, :end], v[:, :, :end], causal))

@@ -39,7 +39,7 @@ class GPTConfig:
     rope_theta: Base of the rotary positions; the longest wavelength is nearly 2 pi rope_theta
         characters.
     ngram_rows: Rows of the tables for the last 2, 3, ... characters; see `model.ngrams`. Empty: no
-        tables, which is exactly Qwen3.
+        counts, which is exactly Qwen3.
     """
 
     vocab_size: int
@@ -95,16 +95,18 @@ class GPTConfig:
         """(n_layer, B, n_kv_head, block_size, head_dim): the shape of a cache's keys or values."""
         return (self.n_layer, batch_size, self.n_kv_head, self.block_size, self.head_dim)
 
-    def flops_per_character(self) -> int:
-        """FLOPs of training on one character of a full window.
+    def flops_per_character(self, window: float | None = None) -> float:
+        """FLOPs of training on one character of a window of `window` characters, by default a full
+        one.
 
-        6 per weight of a matrix product, and for attention its two products over the full window,
+        6 per weight of a matrix product, and for attention its two products over the window,
         forward and backward; counted as in the PaLM paper (arXiv 2204.02311, appendix B).
         """
+        window = self.block_size if window is None else window
         d, kv = self.n_embd, self.n_kv_head * self.head_dim
         weights = self.n_layer * (2 * d * d + 2 * d * kv + 3 * d * self.mlp_size)
         weights += d * self.vocab_size
-        return 6 * weights + 12 * self.n_layer * self.block_size * d
+        return 6 * weights + 12 * self.n_layer * window * d
 
 
 class RMSNorm(nn.Module):
@@ -262,27 +264,27 @@ class GPT(nn.Module):
 
         x = self.embedding(idx)  # (B, T, D)
         if self.ngrams is not None:
-            codes = self.ngrams.codes[idx]
-            tables = len(self.config.ngram_rows)
-            codes = F.pad(codes, (tables, 0)) if cache is None else cache.append_codes(codes)
-            x = x + self.ngrams(codes, targets, begins)
+            window, places = (idx, None) if cache is None else cache.append_ids(idx)
+            shares = self.ngrams.look_up(window, places, targets, begins)
+            x = x + self.ngrams.vectors(shares)
         x = self.dropout(x).to(dtype)
         for block, layer in zip(self.blocks, layers, strict=True):
             x = block(x, cos, sin, layer)
         if cache is not None:
             cache.length += T
-        return self.lm_head(self.norm(x))  # (B, T, V)
+        x = self.norm(x)
+        logits = self.lm_head(x)  # (B, T, V)
+        return logits if self.ngrams is None else logits + self.ngrams.logits(shares, x)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """`nn.Module.compile`, except for the n-gram tables' look-up."""
-        if self.ngrams is not None:
-            self.ngrams.exclude_from_compilation()
-        super().compile(*args, **kwargs)
+        """`nn.Module.compile` of every block. The same code serves all of them, so that this takes
+        half the time of compiling the network as a whole; the steps are as fast."""
+        for block in self.blocks:
+            block.compile(*args, **kwargs)
 
     def kv_cache(self, batch_size: int) -> KVCache:
         """An empty cache for `batch_size` rows of text."""
-        shape, tables = self.config.cache_shape(batch_size), len(self.config.ngram_rows)
-        return KVCache(shape, like=self.embedding.weight, tables=tables)
+        return KVCache(self.config.cache_shape(batch_size), like=self.embedding.weight)
 
     @torch.no_grad()
     def generate(

@@ -41,44 +41,42 @@ class LayerCache:
 class KVCache:
     """The keys and values of B rows of text, each row with its own length; see `GPT.kv_cache`.
 
-    For N n-gram tables it also has the characters' codes (see `model.ngrams`): column N + i is that
-    of position i, and the N columns before position 0 are 0.
+    For n-gram counts it also has the characters' ids.
 
     Rows of different lengths are padded on the right. Padding occupies positions after the end of
     its row, which the row's queries are masked from; new characters overwrite it.
     """
 
-    def __init__(
-        self, shape: tuple[int, int, int, int, int], like: Tensor, tables: int = 0
-    ) -> None:
-        """`shape` is (n_layer, B, n_kv_head, block_size, head_dim); dtype and device as `like`;
-        `tables` is N."""
+    def __init__(self, shape: tuple[int, int, int, int, int], like: Tensor) -> None:
+        """`shape` is (n_layer, B, n_kv_head, block_size, head_dim); dtype and device as `like`."""
         self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
-        self.tables = tables
-        self.codes = torch.zeros(
-            shape[1], tables + shape[3], dtype=torch.long, device=like.device
-        )  # (B, N + block_size)
+        self.ids = torch.zeros(
+            shape[1], shape[3], dtype=torch.long, device=like.device
+        )  # (B, block_size)
         self.rows = torch.arange(shape[1], device=like.device)[:, None]  # (B, 1)
         self.length = torch.zeros(
             shape[1], dtype=torch.long
         )  # (B,), on the CPU: shapes depend on it
 
+    def positions(self, T: int) -> Tensor:
+        """The positions of the next T characters of every row, (B, T)."""
+        positions = self.length[:, None] + torch.arange(T)
+        last = self.keys.size(3) - 1
+        return positions.clamp(max=last).to(self.keys.device)  # only padding is out of range
+
     def layers(self, T: int) -> list[LayerCache]:
         """Each layer's cache for the next T characters of every row."""
-        device, block_size = self.keys.device, self.keys.size(3)
-        positions = self.length[:, None] + torch.arange(T)  # (B, T)
-        positions = positions.clamp(max=block_size - 1).to(device)  # only padding is out of range
-        S = int(self.length.max()) + T
-        mask = torch.arange(S, device=device) <= positions[:, None, :, None]  # (B, 1, T, S)
+        positions, S = self.positions(T), int(self.length.max()) + T
+        places = torch.arange(S, device=positions.device)
+        mask = places <= positions[:, None, :, None]  # (B, 1, T, S)
         return [
             LayerCache(keys, values, self.rows, positions, mask)
             for keys, values in zip(self.keys, self.values, strict=True)
         ]
 
-    def append_codes(self, codes: Tensor) -> Tensor:
-        """Store the codes of the next characters, (B, T); return them with the N codes before them,
-        (B, N + T)."""
-        columns = self.length[:, None] + torch.arange(self.tables + codes.size(1))
-        columns = columns.clamp(max=self.codes.size(1) - 1).to(codes.device)
-        self.codes[self.rows, columns[:, self.tables :]] = codes
-        return self.codes[self.rows, columns]
+    def append_ids(self, idx: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the next ids of every row, (B, T); the ids of positions 0 to S - 1, (B, S), and the
+        positions of the new ones, (B, T)."""
+        positions = self.positions(idx.size(1))
+        self.ids[self.rows, positions] = idx
+        return self.ids[:, : int(self.length.max()) + idx.size(1)], positions

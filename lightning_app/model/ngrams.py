@@ -1,16 +1,23 @@
-"""N-gram counts: which characters followed the last 2, 3, ... ones in the training text.
+"""N-gram counts: which characters have followed the last 2, 3, ... ones.
 
-For each n, the last n characters of a position select a row of a table, and the row's counts are
-added to the character's embedding, as a weighted sum of trained vectors. What follows from the last
-few characters then needs no computation by the blocks, and the counts need no training: they are
-there from the first step on, and cannot be overfitted. A table has fewer rows than there are
-n-grams, so that some share a row, as in the hash embeddings of the Byte Latent Transformer (arXiv
-2412.09871); there and in over-encoded transformers (2501.16975) the rows themselves are trained.
+For each n, what followed the last n characters of a position is counted in two places. In the
+training text: the n characters select a row of a table, which was counted before training. And in
+the window, before the position: this is how the network adapts to a text at once, for example to
+its names. The counts are read twice: the blocks see them, added to the character's embedding as a
+weighted sum of trained vectors; and they are added to the logits, with factors that depend on the
+blocks' output.
+
+What follows from the last few characters then needs no computation by the blocks, and the counts
+need no training: they are there from the first step on, and cannot be overfitted. A table has fewer
+rows than there are n-grams, so that some share a row, as in the hash embeddings of the Byte Latent
+Transformer (arXiv 2412.09871); there and in over-encoded transformers (2501.16975) the rows
+themselves are trained. The counts of the window do the work of induction heads, as the n-gram heads
+of 2401.12973 do.
 """
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -49,13 +56,17 @@ def ngram_hashes(codes: Tensor, count: int) -> Iterator[Tensor]:
 
 
 def scaled_shares(counts: Tensor, totals: Tensor) -> Tensor:
-    """The weight of a vector, for its count and the sum of its row's counts.
+    """The weight of a character, for its count and the sum of all counts after its n-gram.
 
     It is ln(1 + 100 p) / ln(101) with p = count / (total + 2): unlike p itself, it distinguishes
-    1 from 5 %; and a row that was seen once has less weight than one that was seen often. Rounded
-    to a multiple of 1 / 255, so that a byte can hold it.
+    1 from 5 %; and what was seen once has less weight than what was seen often.
     """
-    return (torch.log1p(100 * counts / (totals + 2)) * (255 / math.log(101))).round() / 255
+    return torch.log1p(100 * counts / (totals + 2)) / math.log(101)
+
+
+def rounded(shares: Tensor) -> Tensor:
+    """Shares as multiples of 1 / 255, so that a byte can hold one."""
+    return (shares * 255).round() / 255
 
 
 def counted_ranges(n: int) -> Iterator[tuple[int, int]]:
@@ -67,13 +78,54 @@ def counted_ranges(n: int) -> Iterator[tuple[int, int]]:
             yield begin, min(begin + COUNTED_AT_ONCE, last, n - 1)
 
 
-class NgramCounts(nn.Module):
-    """A vector for what may follow each position: codes (B, N + T) to (B, T, D).
+def count_in_window(
+    idx: Tensor, hashes: Tensor, positions: Tensor, vocab_size: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What followed the n-grams of some positions (B, T) earlier in their windows idx (B, S):
+    sources as in `SparseShares`, characters, and counts, (E,) each.
 
-    N tables, for the last n = 2, 3, ... characters, have `rows` rows each. A row's counts are those
-    of the characters that followed in the training text. The output is the sum of `weight` (N * V,
-    D), one vector for each table and character, times `scaled_shares` of the counts; only `weight`
-    is trained. An n-gram that begins before the window has no row.
+    hashes (B, S, N) are those of the n-grams up to every character.
+    """
+    (B, S, N), T = hashes.shape, positions.size(1)
+    # Sorted by hash, and equal ones by position: each n-gram is after its earlier occurrences.
+    ordered, order = hashes.transpose(1, 2).flatten(0, 1).sort(dim=1, stable=True)  # (B * N, S)
+    places = torch.arange(S, device=idx.device).expand_as(order)
+    new = F.pad(ordered[:, 1:] != ordered[:, :-1], (1, 0), value=True)
+    earlier = (places - (places * new).cummax(dim=1).values).flatten()  # occurrences of each
+    pair = torch.arange(B * N * S, device=idx.device).repeat_interleave(earlier)
+    back = torch.arange(len(pair), device=idx.device) - (earlier.cumsum(0) - earlier)[pair]
+    position, place = order.flatten()[pair], order.flatten()[pair - 1 - back]
+    row, i = pair // S // N, pair // S % N
+    # The place of each position among the T, or T for those that are not.
+    among = torch.full((B, S), T, device=idx.device)
+    among.scatter_(1, positions.clamp(max=S - 1), torch.arange(T, device=idx.device).expand(B, T))
+    t = among[row, position]
+    wanted = (t < T) & (place > i)  # an n-gram has n = i + 2 characters
+    row, t, i, place = row[wanted], t[wanted], i[wanted], place[wanted]
+    keys = ((row * T + t) * 2 * N + N + i) * vocab_size + idx[row, place + 1]
+    found, counts = keys.unique(return_counts=True)
+    return found // vocab_size, found % vocab_size, counts.float()
+
+
+class SparseShares(NamedTuple):
+    """The shares that are not 0, of B * T positions with 2 N sources each."""
+
+    values: Tensor  # (E,)
+    sources: Tensor  # (E,), ascending: position * 2 N + source
+    characters: Tensor  # (E,)
+    shape: tuple[int, int]  # B, T
+
+
+class NgramCounts(nn.Module):
+    """What may follow each position: ids (B, T) to shares; shares to vectors and to logits.
+
+    The shares are `scaled_shares` of 2 N sources: what followed the last n = 2, 3, ... characters
+    in the training text, from N tables with `rows` rows each, rounded; then what followed them in
+    the window, before the position. An n-gram that begins before the window has none.
+
+    The vectors are the sum of `weight` (2 N * V, D), one vector for each source and character,
+    times the shares. The logits are the sum of the sources' shares, each source's times its output
+    of the matrix `gates` (2 N, D). Only `weight` and `gates` are trained.
 
     The rows of all tables follow one another. Row r has the entries starts[r] to starts[r + 1] - 1
     of `characters` and `counts` (P,): the characters that occurred, by id, and how often.
@@ -93,7 +145,8 @@ class NgramCounts(nn.Module):
     def __init__(self, rows: Sequence[int], size: int, vocab_size: int) -> None:
         super().__init__()
         self.rows, self.vocab_size = tuple(rows), vocab_size
-        self.weight = nn.Parameter(torch.empty(len(rows) * vocab_size, size))
+        self.weight = nn.Parameter(torch.empty(2 * len(rows) * vocab_size, size))
+        self.gates = nn.Parameter(torch.zeros(2 * len(rows), size))
         self.register_buffer("codes", torch.arange(1, vocab_size + 1))
         self.allocate(0)
         nn.init.normal_(self.weight, std=0.35)
@@ -135,8 +188,9 @@ class NgramCounts(nn.Module):
             before = min(first, N)
             part = torch.from_numpy(ids[first - before : last + 1].astype(np.int64))
             codes = F.pad(self.codes.cpu()[part[:-1]], (N - before, 0))[None]
-            rows, absent = self.table_rows(codes)
-            keys = (rows[0] * V + part[before + 1 :, None])[~absent[0]]
+            rows = self.table_rows(torch.stack([*ngram_hashes(codes, N)], dim=-1))[0]
+            keys = rows * V + part[before + 1 :, None]
+            keys = keys[self.known(torch.arange(first, last))]
             different, number = np.unique(keys.numpy(), return_counts=True)
             found.append(different)
             times.append(number)
@@ -157,74 +211,116 @@ class NgramCounts(nn.Module):
         )
         self.length = n
 
-    def table_rows(self, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """The rows of each position, (B, T, N), and where there is none: the n-gram begins before
-        the window."""
-        N, first = len(self.rows), 0
-        T = codes.size(1) - N
-        found, absent = [], []
-        for n, h in enumerate(ngram_hashes(codes, N)):
-            found.append(first + h % self.rows[n])
-            absent.append(codes[:, N - n - 1 : N - n - 1 + T] == 0)
-            first += self.rows[n]
-        return torch.stack(found, dim=-1), torch.stack(absent, dim=-1)
+    def known(self, positions: Tensor) -> Tensor:
+        """Whether each n-gram that ends at a position begins at 0 or later, (..., N)."""
+        return positions[..., None] > torch.arange(len(self.rows), device=positions.device)
 
-    def forward(
-        self, codes: Tensor, targets: Tensor | None = None, begins: Tensor | None = None
-    ) -> Tensor:
-        """For windows of the training text, `targets` (B, T) are the characters that follow, and
-        `begins` (B,) where each window begins in the text.
+    def table_rows(self, hashes: Tensor) -> Tensor:
+        """The rows for hashes (..., N), one of each table."""
+        sizes = torch.tensor(self.rows, device=hashes.device)
+        return hashes % sizes + sizes.cumsum(0) - sizes
 
-        With `begins`, the counts of the part of the text in which a window begins are left out;
-        with `targets` alone, what follows in the window itself.
+    @torch.no_grad()
+    def look_up(
+        self,
+        idx: Tensor,
+        positions: Tensor | None = None,
+        targets: Tensor | None = None,
+        begins: Tensor | None = None,
+    ) -> Tensor | SparseShares:
+        """The shares of what may follow, (B, T, 2 N, V); sparse for large alphabets.
+
+        `positions` (B, T) are the places in the windows `idx` (B, S) to look at; by default all.
+
+        For windows of the training text, `targets` (B, T) are the characters that follow, and
+        `begins` (B,) where each window begins in the text. With `begins`, the counts of the part of
+        the text in which a window begins are left out; with `targets` alone, what follows in the
+        window itself.
         """
-        N, V = len(self.rows), self.vocab_size
-        shape = (codes.size(0), codes.size(1) - N)
-        with torch.no_grad():
-            rows, absent = self.table_rows(codes)
-            first = self.starts[rows].flatten()  # (B * T * N,)
-            lengths = (self.starts[rows + 1].flatten() - first).masked_fill(absent.flatten(), 0)
-            ends = lengths.cumsum(0)
-            total = int(ends[-1])  # entries of all these rows
-            row = torch.arange(len(lengths), device=codes.device)
-            row = row.repeat_interleave(lengths, output_size=total)
-            entries = (first - ends + lengths)[row] + torch.arange(total, device=codes.device)
-            characters, counts = self.characters[entries].long(), self.counts[entries].float()
-            if begins is not None and len(self.part_counts):
-                parts = (begins * PARTS // self.length).clamp(max=PARTS - 1)
-                parts = parts.repeat_interleave(shape[1])
-                own = self.part_counts[entries, parts[row // N]]
-                counts = (counts - own).clamp(min=0)  # a replaced name may be no occurrence
-            elif targets is not None:
-                counts -= (characters == targets.flatten()[row // N]).float()
-            totals = counts.new_zeros(len(lengths)).index_add_(0, row, counts)
-            shares = scaled_shares(counts, totals[row])
-            if N * V <= DENSE_SIZE:
-                dense = shares.new_zeros(len(lengths) * V)
-                dense[row * V + characters] = shares
-        if N * V <= DENSE_SIZE:
-            return dense.view(*shape, N * V).to(self.weight.dtype) @ self.weight
-        places = row % N * V + characters
-        offsets = (ends - lengths)[::N]
-        bags = F.embedding_bag(
-            places,
-            self.weight,
-            offsets,
-            mode="sum",
-            per_sample_weights=shares.to(self.weight.dtype),
-        )
-        return bags.unflatten(0, shape)
+        N, V, B = len(self.rows), self.vocab_size, len(idx)
+        if positions is None:
+            positions = torch.arange(idx.size(1), device=idx.device).expand_as(idx)
+        T = positions.size(1)
+        codes = F.pad(self.codes[idx], (N, 0))
+        hashes = torch.stack([*ngram_hashes(codes, N)], dim=-1)  # (B, S, N)
+        wanted = hashes.gather(1, positions[..., None].expand(B, T, N))
+        source, character, counts = self.count_in_tables(wanted, positions, targets, begins)
+        more = count_in_window(idx, hashes, positions, V)
+        source, character = torch.cat((source, more[0])), torch.cat((character, more[1]))
+        counts = torch.cat((counts, more[2]))
+        totals = counts.new_zeros(B * T * 2 * N).index_add_(0, source, counts)
+        shares = scaled_shares(counts, totals[source])
+        shares = torch.where(source % (2 * N) < N, rounded(shares), shares)
+        if self.dense:
+            dense = shares.new_zeros(B * T * 2 * N * V)
+            dense[source * V + character] = shares
+            return dense.view(B, T, 2 * N, V)
+        order = source.argsort()
+        return SparseShares(shares[order], source[order], character[order], (B, T))
 
-    def exclude_from_compilation(self) -> None:
-        """Keep torch.compile from the look-up, whose sizes differ from batch to batch."""
-        self.forward = torch.compiler.disable(self.forward)  # type: ignore[method-assign]
+    def count_in_tables(
+        self, hashes: Tensor, positions: Tensor, targets: Tensor | None, begins: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The entries of the tables for hashes (B, T, N): sources as in `SparseShares`, characters,
+        and counts, (E,) each."""
+        N, T = len(self.rows), hashes.size(1)
+        rows = self.table_rows(hashes)
+        first = self.starts[rows].flatten()  # (B * T * N,)
+        lengths = self.starts[rows + 1].flatten() - first
+        lengths = lengths.masked_fill(~self.known(positions).flatten(), 0)
+        ends = lengths.cumsum(0)
+        total = int(ends[-1])  # entries of all these rows
+        row = torch.arange(len(lengths), device=rows.device)
+        row = row.repeat_interleave(lengths, output_size=total)
+        entries = (first - ends + lengths)[row] + torch.arange(total, device=rows.device)
+        characters, counts = self.characters[entries].long(), self.counts[entries].float()
+        if begins is not None and len(self.part_counts):
+            parts = (begins * PARTS // self.length).clamp(max=PARTS - 1)
+            parts = parts.repeat_interleave(T)
+            own = self.part_counts[entries, parts[row // N]]
+            counts = (counts - own).clamp(min=0)  # a replaced name may be no occurrence
+        elif targets is not None:
+            counts -= (characters == targets.flatten()[row // N]).float()
+        return row // N * 2 * N + row % N, characters, counts
+
+    @property
+    def dense(self) -> bool:
+        """Whether shares are stored for all characters, most of them 0."""
+        return len(self.weight) <= DENSE_SIZE
+
+    def vectors(self, shares: Tensor | SparseShares) -> Tensor:
+        """The vectors (B, T, D) that the shares add to the embedding."""
+        if isinstance(shares, Tensor):
+            return shares.flatten(2).to(self.weight.dtype) @ self.weight
+        sources, (B, T) = len(self.gates), shares.shape
+        firsts = torch.arange(0, B * T * sources, sources, device=shares.sources.device)
+        bags = F.embedding_bag(
+            shares.sources % sources * self.vocab_size + shares.characters,
+            self.weight,
+            torch.searchsorted(shares.sources, firsts),
+            mode="sum",
+            per_sample_weights=shares.values.to(self.weight.dtype),
+        )
+        return bags.unflatten(0, shares.shape)
+
+    def logits(self, shares: Tensor | SparseShares, x: Tensor) -> Tensor:
+        """The logits (B, T, V) that the shares add to those of the head, whose input is x
+        (B, T, D)."""
+        gates = F.linear(x, self.gates)  # (B, T, 2 N)
+        if isinstance(shares, Tensor):
+            return (gates[..., None] * shares).sum(dim=2)
+        B, T = shares.shape
+        added = gates.flatten()[shares.sources] * shares.values
+        places = shares.sources // len(self.gates) * self.vocab_size + shares.characters
+        flat = added.new_zeros(B * T * self.vocab_size).index_add(0, places, added)
+        return flat.view(B, T, self.vocab_size)
 
     def entry_shares(self) -> Tensor:
-        """`scaled_shares` of all entries, (P,) float32."""
+        """The shares of all entries of the tables, (P,) float32."""
         counts, lengths = self.counts.float(), self.starts.diff()
         row = torch.arange(len(lengths), device=counts.device).repeat_interleave(lengths)
         totals = counts.new_zeros(len(lengths)).index_add_(0, row, counts)
-        return scaled_shares(counts, totals[row])
+        return rounded(scaled_shares(counts, totals[row]))
 
     @property
     def is_empty(self) -> bool:

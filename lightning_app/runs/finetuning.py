@@ -4,6 +4,7 @@ from typing import Any
 
 from lightning_app.data.tokenizer import Tokenizer
 from lightning_app.model.gpt import GPT
+from lightning_app.model.ngrams import TABLES
 from lightning_app.runs.checkpoint import TrainedModel
 
 NOT_TAKEN = ("alphabet", "unit", "block_size", "dropout")  # they are the new run's own
@@ -38,7 +39,8 @@ def inherit(gpt: GPT, tokenizer: Tokenizer, source: TrainedModel) -> list[str]:
         rows[to_rows] = weights[name][from_rows]
         weights[name] = rows
     if gpt.ngrams is not None:  # the counts are those of the new text
-        weights |= {name: w for name, w in initial.items() if name.startswith("ngrams.")}
+        tables = [f"ngrams.{name}" for name in ("weight", "codes", *TABLES)]
+        weights |= {name: initial[name] for name in tables}
         rows = weights["ngrams.weight"].unflatten(0, (-1, len(new)))  # (N, V, D)
         vectors = source.gpt.state_dict()["ngrams.weight"].unflatten(0, (-1, len(old)))
         rows[:, to_rows] = vectors[:, from_rows]

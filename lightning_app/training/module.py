@@ -69,7 +69,8 @@ class CharGPT(L.LightningModule):
             thousands of characters; in one of 256, most dimensions would hardly rotate.
         ngram_rows: Rows of the tables that count which characters follow the last 2, 3, ... ones in
             the training text, such as [2048, 16384]: what follows from few characters is then
-            looked up, not computed. null: no tables.
+            looked up, not computed. What followed them so far in the window is counted too. null:
+            no counts.
         unit: char, or byte for an alphabet of bytes.
         counts: How often each character occurs in the training text; a text without a prompt
             starts with a draw from this distribution. null: every character is equally likely.

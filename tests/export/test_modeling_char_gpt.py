@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from lightning_app.data.tokenizer import Tokenizer
-from lightning_app.export.modeling_char_gpt import CACHE, last_codes, ngram_hashes
+from lightning_app.export.modeling_char_gpt import CACHE, ngram_hashes, without_padding
 from lightning_app.export.transformers import MODELING_FILE, export_transformers
 from lightning_app.model.gpt import GPT, GPTConfig
 from tests.helpers import count_random_text
@@ -93,17 +93,15 @@ def new_ids(prompt: str, n: int, kind: str = "plain") -> list[int]:
 
 @pytest.mark.parametrize(("codes", "hashes"), TEST_VECTOR.items())
 def test_the_hash_is_that_of_the_test_vector(codes, hashes):
-    newest_first = torch.tensor(codes[::-1])[None, None]
-    assert [int(h) for h in ngram_hashes(newest_first)] == hashes
+    assert [int(h[0, -1]) for h in ngram_hashes(torch.tensor([codes]), 3)] == hashes
 
 
 def test_padding_is_skipped_wherever_it_is():
-    codes = torch.tensor([[0, 0, 5, 6, 7], [5, 0, 6, 0, 7], [5, 6, 7, 0, 0]])
-    last = last_codes(codes, T=5, count=2)
-    expected = {5: [5, 0, 0], 6: [6, 5, 0], 7: [7, 6, 5]}
-    for row, found in zip(codes, last, strict=True):
-        assert {int(c): x.tolist() for c, x in zip(row, found, strict=True) if c} == expected
-    assert torch.equal(last_codes(codes, T=2, count=2), last[:, -2:])
+    ids = torch.tensor([[0, 0, 5, 6, 7], [5, 0, 6, 0, 7], [5, 6, 7, 0, 0]])
+    text = without_padding(ids, ids != 0, T=5)
+    assert text.ids[:, :3].tolist() == [[5, 6, 7]] * 3
+    assert torch.equal(text.ids.gather(1, text.columns), ids)
+    assert torch.equal(without_padding(ids, ids != 0, T=2).columns, text.columns[:, -2:])
 
 
 def test_the_modelling_file_needs_nothing_of_this_project():
@@ -121,7 +119,11 @@ def test_an_exported_network_has_the_same_logits(kind, folders):
     idx = random_ids(3, BLOCK_SIZE)
     assert_close(model(idx).logits, gpt(idx))
     assert_close(model(idx, use_cache=False).logits, gpt(idx))
-    assert_close(model.lm_head(load(folders[kind], AutoModel)(idx).last_hidden_state), gpt(idx))
+    hidden = load(folders[kind], AutoModel)(idx).last_hidden_state
+    assert_close(hidden, model.model(idx).last_hidden_state)
+    for kept in (1, 3, torch.tensor([2, 5])):
+        columns = slice(-kept, None) if isinstance(kept, int) else kept
+        assert_close(model(idx, logits_to_keep=kept).logits, gpt(idx)[:, columns])
 
 
 @every_kind

@@ -6,7 +6,6 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 from lightning_app.errors import UserError
 from lightning_app.model import ngrams
@@ -65,17 +64,27 @@ def counted(rows=ROWS, text=TEXT, size=4, vocab_size=11) -> NgramCounts:
     return tables
 
 
-def expected_vector(
+def vectors(tables: NgramCounts, *arguments: torch.Tensor) -> torch.Tensor:
+    return tables.vectors(tables.look_up(*arguments))
+
+
+def share(count: int, total: int) -> float:
+    return math.log(1 + 100 * count / (total + 2)) / math.log(101)
+
+
+def expected_shares(
     tables: NgramCounts,
     text,
     window: list[int],
     left_out: int | None = None,
     left_out_part: int | None = None,
-):
-    """The output at the end of a window of ids, by the definition: for each n the counts of what
-    followed in `text`, where n-grams share a row; without one occurrence of `left_out`, or without
-    the n-grams that end in this part of the text."""
-    total, V = torch.zeros(tables.weight.size(1)), tables.vocab_size
+) -> torch.Tensor:
+    """The shares (2 N, V) at the end of a window of ids, by the definition: for each n the counts
+    of what followed in `text`, where n-grams share a row; without one occurrence of `left_out`, or
+    without the n-grams that end in this part of the text. Then those of what followed before in
+    the window."""
+    N = len(tables.rows)
+    shares = torch.zeros(2 * N, tables.vocab_size)
     for i, rows in enumerate(tables.rows):
         n = i + 2
         if len(window) < n:
@@ -90,9 +99,18 @@ def expected_vector(
         if left_out is not None:
             followed[left_out] -= 1
         for character, count in followed.items():
-            share = math.log(1 + 100 * count / (sum(followed.values()) + 2)) / math.log(101)
-            total += round(share * 255) / 255 * tables.weight[i * V + character]
-    return total
+            shares[i, character] = round(share(count, sum(followed.values())) * 255) / 255
+        so_far = Counter(
+            window[t + n] for t in range(len(window) - n) if window[t : t + n] == window[-n:]
+        )
+        for character, count in so_far.items():
+            shares[N + i, character] = share(count, sum(so_far.values()))
+    return shares
+
+
+def expected_vector(tables: NgramCounts, *arguments) -> torch.Tensor:
+    """The sum of the vectors, each times its share."""
+    return expected_shares(tables, *arguments).flatten() @ tables.weight
 
 
 @torch.no_grad()
@@ -100,11 +118,26 @@ def expected_vector(
 def test_the_output_is_the_weighted_sum_of_the_vectors_of_what_followed(dense, monkeypatch):
     monkeypatch.setattr(ngrams, "DENSE_SIZE", 10**6 if dense else 0)
     tables = counted()
-    idx = torch.randint(11, (2, 9), generator=torch.Generator().manual_seed(0))
-    output = tables(F.pad(idx + 1, (3, 0)))
+    idx = torch.randint(3, (2, 12), generator=torch.Generator().manual_seed(0))
+    output = vectors(tables, idx)
     for row in range(2):
-        for t in range(9):
+        for t in range(12):
             assert_close(output[row, t], expected_vector(tables, TEXT, idx[row, : t + 1].tolist()))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dense", [True, False])
+def test_the_logits_are_the_shares_times_the_gates(dense, monkeypatch):
+    monkeypatch.setattr(ngrams, "DENSE_SIZE", 10**6 if dense else 0)
+    tables = counted()
+    torch.nn.init.normal_(tables.gates)
+    idx = torch.randint(3, (2, 12), generator=torch.Generator().manual_seed(0))
+    x = torch.randn(2, 12, 4, generator=torch.Generator().manual_seed(1))
+    output = tables.logits(tables.look_up(idx), x)
+    for row in range(2):
+        for t in range(12):
+            shares = expected_shares(tables, TEXT, idx[row, : t + 1].tolist())
+            assert_close(output[row, t], tables.gates @ x[row, t] @ shares)
 
 
 @torch.no_grad()
@@ -112,7 +145,7 @@ def test_with_targets_their_own_occurrences_are_not_counted():
     tables = counted()
     for start in (0, 100, 250):
         window = torch.from_numpy(TEXT[start : start + 20])[None]
-        output = tables(F.pad(window[:, :-1] + 1, (3, 0)), window[:, 1:])
+        output = vectors(tables, window[:, :-1], None, window[:, 1:])
         for t in range(19):
             known, following = window[0, : t + 1].tolist(), int(window[0, t + 1])
             assert_close(output[0, t], expected_vector(tables, TEXT, known, following))
@@ -127,7 +160,7 @@ def test_with_the_place_of_a_window_its_part_of_the_text_is_not_counted(
     tables = counted()
     begins = torch.tensor([0, 18, 19, 150, 280])  # a part is 18.75 characters
     windows = torch.stack([torch.from_numpy(TEXT[b : b + 20]) for b in begins])
-    output = tables(F.pad(windows[:, :-1] + 1, (3, 0)), windows[:, 1:], begins)
+    output = vectors(tables, windows[:, :-1], None, windows[:, 1:], begins)
     for row, begin in enumerate(begins.tolist()):
         part = begin * PARTS // len(TEXT)
         for t in range(19):
@@ -140,24 +173,28 @@ def test_without_the_counts_of_the_parts_a_window_leaves_out_what_follows_in_it(
     """As after loading a state_dict, which does not have them."""
     tables = counted()
     window = torch.from_numpy(TEXT[:20])[None]
-    arguments = F.pad(window[:, :-1] + 1, (3, 0)), window[:, 1:]
+    arguments = window[:, :-1], None, window[:, 1:]
     loaded = NgramCounts(ROWS, 4, 11)
     loaded.load_state_dict(tables.state_dict())
     begins = torch.tensor([0])
-    assert torch.equal(loaded(*arguments, begins), tables(*arguments))
-    assert not torch.equal(tables(*arguments, begins), tables(*arguments))
+    assert torch.equal(vectors(loaded, *arguments, begins), vectors(tables, *arguments))
+    assert not torch.equal(vectors(tables, *arguments, begins), vectors(tables, *arguments))
 
 
-def test_both_ways_to_add_up_have_the_same_gradient(monkeypatch):
+def test_both_ways_to_add_up_have_the_same_gradients(monkeypatch):
     gradients = []
     for limit in (10**6, 0):
         monkeypatch.setattr(ngrams, "DENSE_SIZE", limit)
         tables = counted()
         idx = torch.from_numpy(TEXT[:40])[None]
-        tables(F.pad(idx[:, :-1] + 1, (3, 0)), idx[:, 1:]).square().sum().backward()
-        gradients.append(tables.weight.grad)
-    assert gradients[0].abs().sum() > 0
-    assert_close(*gradients)
+        x = torch.ones(1, 39, 4, requires_grad=True)
+        torch.nn.init.normal_(tables.gates, generator=torch.Generator().manual_seed(2))
+        shares = tables.look_up(idx[:, :-1], None, idx[:, 1:])
+        loss = tables.vectors(shares).square().sum() + tables.logits(shares, x).square().sum()
+        gradients.append(torch.autograd.grad(loss, (tables.weight, tables.gates, x)))
+    for a, b in zip(*gradients, strict=True):
+        assert a.abs().sum() > 0
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
 def test_a_text_is_counted_in_parts_as_at_once(monkeypatch):
@@ -195,8 +232,8 @@ def test_with_code_points_the_rows_do_not_depend_on_the_alphabet():
 def test_a_state_dict_brings_tables_of_any_size():
     source, target = counted(), counted(text=TEXT[:50])
     target.load_state_dict(source.state_dict())
-    codes = torch.randint(1, 12, (2, 9))
-    assert torch.equal(source(codes), target(codes))
+    idx = torch.randint(11, (2, 9))
+    assert torch.equal(vectors(source, idx), vectors(target, idx))
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,9 @@
 The page has everything in it: the weights (int8, in base64), the alphabet, and an engine in
 WebAssembly with a fallback in JavaScript. It loads nothing and sends nothing, and it works from a
 disk. Its network, its rule for long texts, its distribution and its random numbers are those of
-`predict --weights int8`: float32 for embedding, head and the vectors of n-gram tables, int8 for all
-other matrices. Sums run in another order, which moves logits by about 1e-5, so a seed gives the
-same text.
+`predict --weights int8`: float32 for embedding, head, and the vectors and gates of n-gram tables,
+int8 for all other matrices. Sums run in another order, which moves logits by about 1e-5, so a seed
+gives the same text.
 
 The JavaScript in engine/ computes and knows nothing of the page; interface/ is the page.
 """
@@ -116,7 +116,7 @@ def pack_tensors(gpt: GPT) -> tuple[dict[str, int], bytes]:
     arrays["q_gain"], arrays["k_gain"] = packed.q_gain, packed.k_gain
     if gpt.ngrams is not None:
         index = np.dtype(f"u{index_bytes(gpt)}")
-        arrays["ngram_vectors"] = packed.ngram_vectors
+        arrays["ngram_vectors"], arrays["ngram_gates"] = packed.ngram_vectors, packed.ngram_gates
         arrays["ngram_lengths"] = np.diff(packed.ngram_starts).astype(index)  # entries of each row
         arrays["ngram_characters"] = packed.ngram_characters.astype(index)
         arrays["ngram_shares"] = (packed.ngram_shares * 255).round().astype(np.uint8)

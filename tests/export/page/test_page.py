@@ -137,8 +137,9 @@ def test_a_parameter_takes_one_byte_except_in_the_embedding_and_the_head(tables)
     gpt = random_network(0, n_embd=64, mlp_size=128, ngram_rows=tables)
     offsets, weights = pack_tensors(gpt)
     parameters = sum(p.numel() for p in gpt.parameters())
-    if tables:  # a byte for a row, two for an entry, float32 vectors
-        parameters += sum(tables) + 2 * len(gpt.ngrams.counts) + 3 * gpt.ngrams.weight.numel()
+    if tables:  # a byte for a row, two for an entry; the rest is float32
+        parameters += sum(tables) + 2 * len(gpt.ngrams.counts)
+        parameters += 3 * (gpt.ngrams.weight.numel() + gpt.ngrams.gates.numel())
     rows = sum(p.size(0) for p in gpt.parameters() if p.ndim == 2)
     in_float32 = gpt.embedding.weight.numel() + gpt.lm_head.weight.numel()
     assert len(weights) < parameters + 3 * in_float32 + 4 * rows + 16 * len(offsets)

@@ -44,7 +44,7 @@ class Network {
       keys: layers * blockSize * kv, values: layers * blockSize * kv,
       attention: layers * heads * blockSize,
       x: T * embd, h: T * embd, projected: T * (embd + 2 * kv), attended: T * embd, gateUp: 2 * T * mlp,
-      logits: T * vocab, scratch: Math.max(embd, mlp),
+      logits: T * vocab, gates: T * 2 * sizes.ngramRows.length, scratch: Math.max(embd, mlp),
     };
     const space = Object.values(arrays).reduce((sum, n) => sum + n * 4 + 16, weights.length + 16);
     const { name, memory, first, functions } = makeKernel(wasm, space);
@@ -63,6 +63,7 @@ class Network {
     this.readTables();
     this.fillPositions();
     this.read = []; // the ids whose keys and values are in memory
+    this.hashes = sizes.ngramRows.map(() => new Uint32Array(blockSize)); // of the n-grams up to them
     this.passes = 0; // how often `forward` was called
     this.passStart = 0; // the position of its first id
   }
@@ -76,8 +77,8 @@ class Network {
     const lengths = new Index(memory, at.ngram_lengths, rows);
     this.ngramStarts = new Uint32Array(rows + 1);
     for (let row = 0; row < rows; row++) this.ngramStarts[row + 1] = this.ngramStarts[row] + lengths[row];
-    this.ngramCharacters = new Index(memory, at.ngram_characters, ngramEntries);
-    this.ngramShares = new Uint8Array(memory, at.ngram_shares, ngramEntries);
+    this.tableCharacters = new Index(memory, at.ngram_characters, ngramEntries);
+    this.tableShares = new Uint8Array(memory, at.ngram_shares, ngramEntries);
   }
 
   // Rotary positions. PyTorch computes the angles in float32, and so does this.
@@ -127,13 +128,14 @@ class Network {
   // Read up to POSITIONS_PER_PASS ids at positions from `position` on. Their keys and values, and
   // the logits after each, are in memory then.
   forward(ids, position) {
-    const { vocab, layers, heads, kvHeads, embd, mlp, blockSize } = this.sizes;
-    const { kernel, at, headDim, kv } = this, T = ids.length;
+    const { vocab, layers, embd, mlp, ngramRows } = this.sizes;
+    const { kernel, at, kv } = this, T = ids.length;
     this.read.length = position;
     for (const id of ids) this.read.push(id);
     this.passStart = position;
     this.passes++;
-    for (let t = 0; t < T; t++) this.embed(position + t, at.x + 4 * t * embd);
+    const shares = ids.map((_, t) => this.ngramShares(position + t));
+    for (let t = 0; t < T; t++) this.embed(position + t, shares[t], at.x + 4 * t * embd);
     for (let layer = 0; layer < layers; layer++) {
       this.normalizeAll(T);
       this.multiplyLayer('qkv', layer, at.projected, at.h, embd + 2 * kv, embd, T);
@@ -148,28 +150,57 @@ class Network {
     }
     this.normalizeAll(T);
     kernel.multiply(at.logits, at.head, at.h, vocab, embd, T);
+    if (!ngramRows.length) return;
+    kernel.multiply(at.gates, at.ngram_gates, at.h, 2 * ngramRows.length, embd, T);
+    for (let t = 0; t < T; t++) this.addNgramLogits(shares[t], t);
   }
 
-  // x (D) = the embedding of the id at `position`, plus the vectors of its n-gram counts.
-  embed(position, x) {
-    const { vocab, embd, ngramRows } = this.sizes, { at, f32, codes, ngramStarts } = this;
-    const row = at.embedding / 4 + this.read[position] * embd;
-    f32.copyWithin(x / 4, row, row + embd);
-    const recent = [];
-    for (let i = position - ngramRows.length; i <= position; i++) {
-      recent.push(i < 0 ? 0 : codes[this.read[i]]);
-    }
+  // What may follow `position`, from the n-gram tables and from the text up to it: an array of
+  // [source, id, share]; see `NgramCounts` in model/ngrams.py.
+  ngramShares(position) {
+    const { ngramRows } = this.sizes, { codes, read, hashes, ngramStarts } = this;
+    const tables = ngramRows.length, shares = [], recent = [];
+    for (let i = Math.max(0, position - tables); i <= position; i++) recent.push(codes[read[i]]);
     let firstRow = 0;
     ngramHashes(recent).forEach((hash, table) => {
+      const earlier = hashes[table];
+      earlier[position] = hash;
       const row = firstRow + (hash % ngramRows[table]);
       firstRow += ngramRows[table];
-      if (recent[recent.length - 2 - table] === 0) return; // it begins before the text
       for (let entry = ngramStarts[row]; entry < ngramStarts[row + 1]; entry++) {
-        const share = this.ngramShares[entry] / 255;
-        const vector = at.ngram_vectors / 4 + (table * vocab + this.ngramCharacters[entry]) * embd;
-        for (let j = 0; j < embd; j++) f32[x / 4 + j] += share * f32[vector + j];
+        shares.push([table, this.tableCharacters[entry], this.tableShares[entry] / 255]);
+      }
+      const followed = new Map(); // in this text
+      let total = 0;
+      for (let place = table + 1; place < position; place++) {
+        if (earlier[place] !== hash) continue;
+        const id = read[place + 1];
+        followed.set(id, (followed.get(id) ?? 0) + 1);
+        total++;
+      }
+      for (const [id, count] of followed) {
+        shares.push([tables + table, id, Math.log1p((100 * count) / (total + 2)) / Math.log(101)]);
       }
     });
+    return shares;
+  }
+
+  // x (D) = the embedding of the id at `position`, plus the vectors of the shares.
+  embed(position, shares, x) {
+    const { vocab, embd } = this.sizes, { at, f32 } = this;
+    const row = at.embedding / 4 + this.read[position] * embd;
+    f32.copyWithin(x / 4, row, row + embd);
+    for (const [source, id, share] of shares) {
+      const vector = at.ngram_vectors / 4 + (source * vocab + id) * embd;
+      for (let j = 0; j < embd; j++) f32[x / 4 + j] += share * f32[vector + j];
+    }
+  }
+
+  // Add the shares, each source's times its gate, to the logits of the t-th id of this pass.
+  addNgramLogits(shares, t) {
+    const { vocab, ngramRows } = this.sizes, { at, f32 } = this;
+    const logits = at.logits / 4 + t * vocab, gates = at.gates / 4 + t * 2 * ngramRows.length;
+    for (const [source, id, share] of shares) f32[logits + id] += f32[gates + source] * share;
   }
 
   normalizeAll(T) {
