@@ -114,6 +114,11 @@ def window_size(step: int, max_steps: int, block_size: int, schedule: WindowSche
     return int(block_size * fraction)
 
 
+def mean_window_size(block_size: int, schedule: WindowSchedule) -> float:
+    """The mean size of the windows of a run, to a thousandth of its steps."""
+    return sum(window_size(step, 1000, block_size, schedule) for step in range(1000)) / 1000
+
+
 @dataclass(frozen=True)
 class TrainStream:
     """The endless stream of training windows: everything that determines the content of a batch."""

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_app.data.splits import SplitText
+from lightning_app.data.windows import mean_window_size
 from lightning_app.hardware import MatmulSpeed, seconds_per_flop
 from lightning_app.model.gpt import GPTConfig
 from lightning_app.training.schedules import ScheduleOptions, learning_rate_scale
@@ -25,9 +26,9 @@ CHARACTERS_PER_PARAMETER = 3.3
 WIDTHS = range(64, 1025, 32)
 USUAL_WIDTH = 160  # for a first forecast of the speed
 HEAD_DIM = 32
-BLOCK_SIZE = 256
+BLOCK_SIZE = 1024
 CHARACTERS_PER_STEP = {"cpu": 2048, "mps": 8192, "gpu": 16384}
-WINDOWS = ((0.0, 0.25), (0.35, 0.5), (0.8, 1.0))  # of a quarter, then a half, then the full context
+WINDOWS = ((0.0, 1 / 16), (0.35, 1 / 4), (0.85, 1.0))  # of parts of the context, then all of it
 MAX_ROWS = 2**18
 SECONDS_TO_COUNT = 1e-6  # a character, in all tables
 COUNTING_SHARE = 0.15  # of the time, at most
@@ -115,7 +116,7 @@ def add_windows(values: dict[str, Any], task: Task) -> list[Line]:
         size //= 2
     size = values.setdefault("data.block_size", size)
     values.setdefault("data.batch_size", max(1, CHARACTERS_PER_STEP[task.accelerator] // size))
-    windows = [(0.0, 1.0)] if size % 4 else WINDOWS
+    windows = [(0.0, 1.0)] if size % 16 else WINDOWS
     values.setdefault("data.window_schedule", [list(pair) for pair in windows])
     values.setdefault("data.replace_names", 0.7)
     for name, value in GENERATE.items():
@@ -133,7 +134,7 @@ def add_network(values: dict[str, Any], task: Task) -> list[Line]:
         wanted = CHARACTERS_PER_PARAMETER * parameter_count(network)
         if "trainer.max_steps" in values:
             wanted = values["trainer.max_steps"] * characters_per_step(values)
-        if characters_in_time(network, task) < wanted:
+        if characters_in_time(values, network, task) < wanted:
             break
         chosen = shape(values, width)
     values.update(chosen)
@@ -169,8 +170,10 @@ def add_steps(values: dict[str, Any], task: Task) -> list[Line]:
     """As many steps as the time allows; validation takes at most VALIDATION_SHARE of it."""
     network = network_config(values, task.vocab_size)
     per_step = characters_per_step(values)
-    time = task.seconds / (network.flops_per_character() * task.seconds_per_flop)  # in characters
-    cost = 2 * SCORING_TIME  # an equally long part of the training text is scored too
+    flops = training_flops(values, network)
+    time = task.seconds / (flops * task.seconds_per_flop)  # in characters of training
+    # A full window is scored; and an equally long part of the training text.
+    cost = 2 * SCORING_TIME * network.flops_per_character() / flops
     allowed = VALIDATION_SHARE * time / cost
     number = max(1, min(VALIDATIONS, int(allowed / task.held_out)))
     scored = min(task.held_out, allowed / number)
@@ -244,8 +247,7 @@ def network_config(values: Mapping[str, Any], vocab_size: int) -> GPTConfig:
 
 def parameter_count(network: GPTConfig) -> int:
     """Parameters that take part in matrix products."""
-    attention = 12 * network.n_layer * network.block_size * network.n_embd
-    return (network.flops_per_character() - attention) // 6
+    return int(network.flops_per_character(window=0)) // 6
 
 
 def characters_per_step(values: Mapping[str, Any]) -> int:
@@ -253,9 +255,15 @@ def characters_per_step(values: Mapping[str, Any]) -> int:
     return int(values["data.batch_size"] * values["data.block_size"] * accumulate)
 
 
-def characters_in_time(network: GPTConfig, task: Task) -> float:
+def training_flops(values: Mapping[str, Any], network: GPTConfig) -> float:
+    """FLOPs of training on one character, in the mean over a run, whose windows grow."""
+    size, schedule = values["data.block_size"], values["data.window_schedule"]
+    return network.flops_per_character(mean_window_size(size, schedule))
+
+
+def characters_in_time(values: Mapping[str, Any], network: GPTConfig, task: Task) -> float:
     """How many characters the network can be trained on, with time left for validation."""
-    per_character = network.flops_per_character() * task.seconds_per_flop
+    per_character = training_flops(values, network) * task.seconds_per_flop
     return (1 - VALIDATION_SHARE) * task.seconds / per_character
 
 

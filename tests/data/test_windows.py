@@ -7,6 +7,7 @@ from lightning_app.data.windows import (
     check_window_schedule,
     count_eval_windows,
     eval_batch,
+    mean_window_size,
     permute,
     random_keys,
     read_windows,
@@ -232,6 +233,11 @@ def test_windows_grow_where_the_schedule_says_and_only_there():
 
 def test_a_run_of_unknown_length_has_the_schedules_last_windows():
     assert window_size(0, -1, 64, [[0, 0.25], [0.8, 1]]) == 64
+
+
+def test_the_mean_size_weighs_sizes_by_their_steps():
+    assert mean_window_size(64, [[0, 0.25], [0.8, 1]]) == pytest.approx(0.8 * 16 + 0.2 * 64)
+    assert mean_window_size(64, [[0.5, 0.5]]) == pytest.approx(0.5 * 64 + 0.5 * 32)
 
 
 @pytest.mark.parametrize(

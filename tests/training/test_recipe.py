@@ -14,6 +14,7 @@ from lightning_app.training.recipe import (
     characters_per_step,
     choose,
     parameter_count,
+    training_flops,
 )
 from lightning_app.training.schedules import ScheduleOptions, learning_rate_scale
 
@@ -30,7 +31,7 @@ def passes(values: dict, task: Task) -> float:
 def seconds(recipe, task: Task) -> float:
     """What the steps take."""
     characters = recipe.values["trainer.max_steps"] * characters_per_step(recipe.values)
-    return characters * recipe.network.flops_per_character() * task.seconds_per_flop
+    return characters * training_flops(recipe.values, recipe.network) * task.seconds_per_flop
 
 
 @pytest.mark.parametrize("flops", FLOPS)

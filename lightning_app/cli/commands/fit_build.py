@@ -17,6 +17,7 @@ from lightning_app.cli.commands.fit_options import FitRequest
 from lightning_app.cli.parsing import instantiate
 from lightning_app.cli.trainer_flags import as_list, check_callbacks, make_trainer
 from lightning_app.data.datamodule import CharDataModule
+from lightning_app.data.windows import mean_window_size
 from lightning_app.errors import UserError
 from lightning_app.lightning_internals import set_default_version
 from lightning_app.model.gpt import GPTConfig
@@ -138,7 +139,8 @@ def plan(
     characters *= config.data.batch_size * config.data.block_size
     speed = hardware.matmul_speed(accelerator, precision)
     per_flop = hardware.seconds_per_flop(accelerator, speed, network.n_embd)
-    seconds = characters * network.flops_per_character() * per_flop  # compiled
+    window = mean_window_size(config.data.block_size, config.data.window_schedule)
+    seconds = characters * network.flops_per_character(window) * per_flop  # compiled
     worthwhile = UNCOMPILED_TIME * seconds * speed.processor_share > 10 * COMPILE_SECONDS
     compiled = config.compile is True or (
         config.compile == "auto" and not dev_run and can_compile and worthwhile

@@ -36,6 +36,7 @@ from lightning_app.training.recipe import (
     characters_per_step,
     choose,
     expected_task,
+    training_flops,
 )
 
 STEPS_PER_SIZE = 8  # for each size of windows
@@ -71,7 +72,7 @@ def planned(request: FitRequest, began: float) -> tuple[FitRequest, list[Line]]:
             f"measuring take {total - left:.0f} seconds; give at least "
             f"{math.ceil(1.5 * (total - left) / 60)}"
         )
-    flops = characters_per_step(recipe.values) * recipe.network.flops_per_character()
+    flops = characters_per_step(recipe.values) * training_flops(recipe.values, recipe.network)
     task = replace(task, seconds=left, seconds_per_flop=measured.seconds_per_step / flops)
     sizes = {name: recipe.values[name] for name in (*SIZES, "model.ngram_rows")}
     final = choose(task, given | sizes)

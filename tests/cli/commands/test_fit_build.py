@@ -50,7 +50,7 @@ def planned(monkeypatch):
         config = SimpleNamespace(
             compile=compile,
             trainer=SimpleNamespace(max_steps=50, accumulate_grad_batches=2),
-            data=SimpleNamespace(batch_size=8, block_size=16),
+            data=SimpleNamespace(batch_size=8, block_size=16, window_schedule=[[0, 1]]),
         )
         return plan(config, NETWORK, "cpu", "32-true", dev_run)
 
