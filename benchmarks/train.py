@@ -41,7 +41,7 @@ def nanogpt_figure(path: Path) -> float:
     than tiny_shakespeare.
     """
     trained = load(path)
-    data = trained.info["data"]
+    data = trained.data
     if data["corpus"] != "tiny_shakespeare":
         return math.nan
     block_size = min(256, trained.gpt.config.block_size)

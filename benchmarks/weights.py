@@ -47,7 +47,7 @@ def main() -> None:
     if args.windows < 2:
         parser.error("--windows takes 2 or more: several texts are compared with one")
     trained = load(args.checkpoint)
-    data = trained.info["data"]
+    data = trained.data
     where = [data[k] for k in ("corpus", "splits", "hold_out", "unit", "data_dir")]
     text = split_text(*where).ids("val")
     size = trained.gpt.config.block_size
