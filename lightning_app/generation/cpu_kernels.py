@@ -218,14 +218,17 @@ def find_shares(position, w, ids, hashes, sources, characters, shares):
             shares[found] = w.ngram_shares[entry]
             found += 1
         begin, total = found, 0
-        for place in range(table + 1, position):  # in the window
+        for place in range(table + 1, position):  # in the window; compiles to vector instructions
+            total += hashes[table, place] == h
+        if total == 0:
+            continue
+        for place in range(table + 1, position):
             if hashes[table, place] == h:
                 character = ids[place + 1]
                 if counts[character] == 0:
                     sources[found], characters[found] = tables + table, character
                     found += 1
                 counts[character] += 1
-                total += 1
         for i in range(begin, found):
             p = counts[characters[i]] / (total + 2)
             shares[i] = np.log1p(100 * p) / np.log(101)
