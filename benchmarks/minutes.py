@@ -74,7 +74,7 @@ def ppmd(folder: Path, text: Path) -> float:
     command = [sys.executable, str(ROOT / "main.py"), "inspect", "--data.corpus", str(text)]
     done = subprocess.run([*command, "--json"], check=True, cwd=folder, capture_output=True)
     results = json.loads(done.stdout)["baselines"]["results"]
-    return min(b["loss"] for b in results if b["name"].startswith("PPMd"))
+    return min(b["nats"] for b in results if b["name"].startswith("PPMd"))
 
 
 def main() -> None:
