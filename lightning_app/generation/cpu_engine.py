@@ -23,15 +23,17 @@ from torch import Tensor
 
 from lightning_app.generation.cpu_kernels import (
     activate_rows,
-    add_logits_rows,
     add_rows,
-    add_vectors_rows,
     attend_rows,
     cache_keys,
     decode_row,
     draw_rows,
     next_logits,
     normalize_rows,
+)
+from lightning_app.generation.ngram_kernels import (
+    add_logits_rows,
+    add_vectors_rows,
     remember_rows,
 )
 from lightning_app.generation.numba_cache import max_threads

@@ -34,6 +34,7 @@ SOURCES = (
     "generation/numba_cache.py",
     "generation/sampling.py",
     "generation/cpu_kernels.py",
+    "generation/ngram_kernels.py",
     "generation/cpu_engine.py",
     "model/gpt.py",
     "model/ngrams.py",

@@ -41,7 +41,7 @@ def inherit(gpt: GPT, tokenizer: Tokenizer, source: TrainedModel) -> list[str]:
     if gpt.ngrams is not None:  # the counts are those of the new text
         tables = [f"ngrams.{name}" for name in ("weight", "codes", *TABLES)]
         weights |= {name: initial[name] for name in tables}
-        rows = weights["ngrams.weight"].unflatten(0, (-1, len(new)))  # (N, V, D)
+        rows = weights["ngrams.weight"].unflatten(0, (-1, len(new)))  # (2 N, V, D)
         vectors = source.gpt.state_dict()["ngrams.weight"].unflatten(0, (-1, len(old)))
         rows[:, to_rows] = vectors[:, from_rows]
     gpt.load_state_dict(weights)
