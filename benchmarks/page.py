@@ -1,11 +1,11 @@
 """The exported page in headless Chromium: its size, the time until it is ready, and its speed.
 
     pip install playwright && apt-get install chromium
-    python benchmarks/page.py [--rounds 3] [--browser /usr/bin/chromium]
+    python benchmarks/page.py [--run NAME] [--rounds 3] [--browser /usr/bin/chromium]
 
-Networks of random weights with 1.2 and 10.6 million parameters, a context of 256. "short" is a text
-within the context, "long" one of 1,000 characters, for which the context is read again every 128.
-WebAssembly and JavaScript take turns.
+Networks of random weights with 1.2 and 10.6 million parameters and a context of 256, or that of a
+run. "short" is a text of 255 characters, "long" one of 1,000; with a context of 256, every 128 of
+them half of it is read again. WebAssembly and JavaScript take turns.
 """
 
 import argparse
@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 from lightning_app.data.tokenizer import Tokenizer
 from lightning_app.export.page.page import page_html
 from lightning_app.model.gpt import GPT, GPTConfig
-from lightning_app.runs.checkpoint import TrainedModel
+from lightning_app.runs.checkpoint import TrainedModel, load
 
 ALPHABET = "".join(chr(0x20 + i) for i in range(65))
 SHAPES = {
@@ -42,6 +42,10 @@ def make_page(shape: dict[str, int]) -> str:
         if p.ndim == 2:
             torch.nn.init.normal_(p, std=p.size(1) ** -0.5)
     return page_html(TrainedModel(gpt, Tokenizer(ALPHABET), {"counts": None}, {}, {}, {}))
+
+
+def page_of_run(name: str) -> str:
+    return page_html(load(Path("logs") / name / "checkpoints" / "best.ckpt"))
 
 
 def measure(browser: Any, file: Path) -> dict[str, float]:
@@ -64,6 +68,7 @@ def measure(browser: Any, file: Path) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--run", help="the name of a run in logs")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--browser", default="/usr/bin/chromium")
     args = parser.parse_args()
@@ -71,8 +76,9 @@ def main() -> None:
 
     with sync_playwright() as driver, tempfile.TemporaryDirectory() as folder:
         browser = driver.chromium.launch(executable_path=args.browser, args=["--no-sandbox"])
-        for name, shape in SHAPES.items():
-            page = make_page(shape)
+        names = [args.run] if args.run else [*SHAPES]
+        for name in names:
+            page = page_of_run(name) if args.run else make_page(SHAPES[name])
             files = {engine: Path(folder) / f"{engine}.html" for engine in ("wasm", "js")}
             files["wasm"].write_text(page, encoding="utf-8")
             without = re.sub(r'(<script id="kernel"[^>]*>)[^<]*', r"\1", page)

@@ -86,25 +86,39 @@ def count_in_window(
 
     hashes (B, S, N) are those of the n-grams up to every character.
     """
-    (B, S, N), T = hashes.shape, positions.size(1)
+    (B, S, N), T, none = hashes.shape, positions.size(1), vocab_size
     # Sorted by hash, and equal ones by position: each n-gram is after its earlier occurrences.
     ordered, order = hashes.transpose(1, 2).flatten(0, 1).sort(dim=1, stable=True)  # (B * N, S)
-    places = torch.arange(S, device=idx.device).expand_as(order)
-    new = F.pad(ordered[:, 1:] != ordered[:, :-1], (1, 0), value=True)
-    earlier = (places - (places * new).cummax(dim=1).values).flatten()  # occurrences of each
-    pair = torch.arange(B * N * S, device=idx.device).repeat_interleave(earlier)
-    back = torch.arange(len(pair), device=idx.device) - (earlier.cumsum(0) - earlier)[pair]
-    position, place = order.flatten()[pair], order.flatten()[pair - 1 - back]
-    row, i = pair // S // N, pair // S % N
+    begins_group = F.pad(ordered[:, 1:] != ordered[:, :-1], (1, 0), value=True).flatten()
+    group = begins_group.cumsum(0) - 1  # of each occurrence: those of the same n-gram
+    sizes = group.bincount()
+    firsts = sizes.cumsum(0) - sizes
+    # What followed each occurrence. An n-gram has n = i + 2 characters: one that ends at i or
+    # before begins before the window.
+    i = torch.arange(N, device=idx.device).repeat(B)[:, None]
+    following = F.pad(idx[:, 1:], (0, 1), value=none).repeat_interleave(N, dim=0).gather(1, order)
+    following = following.masked_fill(order <= i, none).flatten()
+    # For each character that follows a group, a cell for each occurrence in the group: how often
+    # the character followed the earlier ones.
+    different = (group * (none + 1) + following).unique()
+    in_group, character = different // (none + 1), different % (none + 1)
+    cells = sizes[in_group].masked_fill(character == none, 0)
+    cells *= cells > 1
+    starts = cells.cumsum(0) - cells
+    which = torch.arange(len(cells), device=idx.device).repeat_interleave(cells)
+    cell = torch.arange(len(which), device=idx.device)
+    occurrence = cell + (firsts[in_group] - starts)[which]
+    follows = (following[occurrence] == character[which]).int()
+    before = follows.cumsum(0, dtype=torch.int32) - follows
+    counts = before - before[starts[which]]
     # The place of each position among the T, or T for those that are not.
     among = torch.full((B, S), T, device=idx.device)
     among.scatter_(1, positions.clamp(max=S - 1), torch.arange(T, device=idx.device).expand(B, T))
-    t = among[row, position]
-    wanted = (t < T) & (place > i)  # an n-gram has n = i + 2 characters
-    row, t, i, place = row[wanted], t[wanted], i[wanted], place[wanted]
-    keys = ((row * T + t) * 2 * N + N + i) * vocab_size + idx[row, place + 1]
-    found, counts = keys.unique(return_counts=True)
-    return found // vocab_size, found % vocab_size, counts.float()
+    row, i = occurrence // S // N, occurrence // S % N
+    t = among[row, order.flatten()[occurrence]]
+    found = (counts > 0) & (t < T)
+    sources = (row * T + t) * 2 * N + N + i
+    return sources[found], character[which][found], counts[found].float()
 
 
 class SparseShares(NamedTuple):
@@ -244,13 +258,13 @@ class NgramCounts(nn.Module):
         codes = F.pad(self.codes[idx], (N, 0))
         hashes = torch.stack([*ngram_hashes(codes, N)], dim=-1)  # (B, S, N)
         wanted = hashes.gather(1, positions[..., None].expand(B, T, N))
-        source, character, counts = self.count_in_tables(wanted, positions, targets, begins)
-        more = count_in_window(idx, hashes, positions, V)
-        source, character = torch.cat((source, more[0])), torch.cat((character, more[1]))
-        counts = torch.cat((counts, more[2]))
+        in_tables = self.count_in_tables(wanted, positions, targets, begins)
+        in_window = count_in_window(idx, hashes, positions, V)
+        source, character, counts = map(torch.cat, zip(in_tables, in_window, strict=True))
         totals = counts.new_zeros(B * T * 2 * N).index_add_(0, source, counts)
         shares = scaled_shares(counts, totals[source])
-        shares = torch.where(source % (2 * N) < N, rounded(shares), shares)
+        of_tables = shares[: len(in_tables[0])]
+        of_tables.copy_(rounded(of_tables))
         if self.dense:
             dense = shares.new_zeros(B * T * 2 * N * V)
             dense[source * V + character] = shares
@@ -263,7 +277,7 @@ class NgramCounts(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The entries of the tables for hashes (B, T, N): sources as in `SparseShares`, characters,
         and counts, (E,) each."""
-        N, T = len(self.rows), hashes.size(1)
+        B, T, N = hashes.shape
         rows = self.table_rows(hashes)
         first = self.starts[rows].flatten()  # (B * T * N,)
         lengths = self.starts[rows + 1].flatten() - first
@@ -273,15 +287,16 @@ class NgramCounts(nn.Module):
         row = torch.arange(len(lengths), device=rows.device)
         row = row.repeat_interleave(lengths, output_size=total)
         entries = (first - ends + lengths)[row] + torch.arange(total, device=rows.device)
+        sources = torch.arange(B * T * 2 * N, device=rows.device).view(B * T, 2 * N)[:, :N]
         characters, counts = self.characters[entries].long(), self.counts[entries].float()
         if begins is not None and len(self.part_counts):
             parts = (begins * PARTS // self.length).clamp(max=PARTS - 1)
-            parts = parts.repeat_interleave(T)
-            own = self.part_counts[entries, parts[row // N]]
+            parts = parts.repeat_interleave(T * N)
+            own = self.part_counts[entries, parts[row]]
             counts = (counts - own).clamp(min=0)  # a replaced name may be no occurrence
         elif targets is not None:
             counts -= (characters == targets.flatten()[row // N]).float()
-        return row // N * 2 * N + row % N, characters, counts
+        return sources.flatten()[row], characters, counts
 
     @property
     def dense(self) -> bool:

@@ -82,7 +82,8 @@ def serving(*options: str):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs signals")
-def test_ctrl_c_ends_the_streams_and_the_process(run):
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_streams_and_the_process(run, signum):
     with serving("--run", "mine", "--max_tokens", "1000000000") as (process, lines, port):
         assert lines[-3:-1] == [
             "serving mine; Ctrl-C stops\n",
@@ -95,11 +96,11 @@ def test_ctrl_c_ends_the_streams_and_the_process(run):
         connection.request("POST", "/v1/completions", json.dumps(body))
         answer = connection.getresponse()
         assert answer.readline().startswith(b"data: {")
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signum)
         *_, error, last = answer.read().strip().split(b"\n\n")
         assert b"stopping" in error
         assert last == b"data: [DONE]"
-        assert process.wait(60) == 130
+        assert process.wait(60) == 128 + signum
         assert process.stderr.read() == ""
 
 

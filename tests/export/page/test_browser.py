@@ -16,6 +16,7 @@ from lightning_app.model.kv_cache import context_length
 from lightning_app.runs.checkpoint import TrainedModel
 from tests.export.page.test_engine import compiled_logits, predicted
 from tests.helpers import writing_network
+from tests.serving.running import running
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
@@ -99,6 +100,17 @@ def test_a_seed_gives_predicts_text_and_texts_are_escaped(opened, sizes):
     assert generate(page, "", 3, 50, "prob") == predicted(
         trained, "", 50, 3, sampling="prob", temperature=0.8
     )
+
+
+def test_the_page_of_a_server_generates_too(browser):
+    trained = model()
+    with running(page=page_html(trained)) as server:
+        page = browser.new_page()
+        page.goto(f"http://127.0.0.1:{server.port}/")
+        page.locator("#start:enabled").wait_for()
+        text = generate(page, "<a&\né", 7, 100, "prob")
+        page.close()
+    assert text == "<a&\né" + predicted(trained, "<a&\né", 100, 7, sampling="prob", temperature=0.8)
 
 
 def test_bytes_are_shown_as_characters_and_selected_one_by_one(opened):
