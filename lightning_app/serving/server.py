@@ -64,11 +64,16 @@ class PatientProtocol(H11Protocol):
     not read. Overrides callbacks of asyncio.Protocol, and reads `cycle`, uvicorn's current request.
     """
 
+    idle: asyncio.TimerHandle
     unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.loop.call_later(IDLE_SECONDS, self.close_if_idle, None)
+        self.idle = self.loop.call_later(IDLE_SECONDS, self.close_if_idle, None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.idle.cancel()  # otherwise it would keep this connection in memory until then
 
     def close_if_idle(self, earlier: Any) -> None:
         """`earlier` is the request that had ended at the previous check, if that has been all."""
@@ -77,7 +82,8 @@ class PatientProtocol(H11Protocol):
         if unused or self.transport.is_closing():  # or closed, but its last bytes are not read
             self.transport.abort()
         else:
-            self.loop.call_later(IDLE_SECONDS, self.close_if_idle, self.cycle if ended else None)
+            last = self.cycle if ended else None
+            self.idle = self.loop.call_later(IDLE_SECONDS, self.close_if_idle, last)
 
     def pause_writing(self) -> None:
         super().pause_writing()

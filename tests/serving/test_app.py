@@ -3,7 +3,6 @@
 import json
 import socket
 import threading
-import time
 
 import pytest
 
@@ -13,7 +12,7 @@ from lightning_app.serving.app import host_name
 from lightning_app.serving.batch import make_batch
 from lightning_app.serving.completions import Limits
 from tests.helpers import TOKENIZER, UNIGRAM, writing_network
-from tests.serving.running import DEFAULTS, Running, events, running
+from tests.serving.running import DEFAULTS, Running, events, running, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -25,13 +24,6 @@ def server():
 def expected(prompts: list[str], seed: int, n: int = 1, **given) -> list[str]:
     o = DEFAULTS.updated(**given)
     return list(generate_text(writing_network(), TOKENIZER, prompts, o, seed, n, UNIGRAM))
-
-
-def wait_until(condition) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_an_answer_has_the_texts_that_predict_writes_with_this_seed(server):

@@ -1,14 +1,15 @@
 """Laws of the process: addresses, connections that do nothing, and OpenAI's own client."""
 
+import gc
 import socket
 import sys
 
 import pytest
 
 from lightning_app.serving import server as server_module
-from lightning_app.serving.server import open_socket
+from lightning_app.serving.server import PatientProtocol, open_socket
 from tests.helpers import refusal
-from tests.serving.running import running
+from tests.serving.running import running, wait_until
 
 
 def test_an_address_that_cannot_be_used_is_refused_in_one_line():
@@ -42,6 +43,22 @@ def test_a_connection_without_a_complete_request_is_closed(monkeypatch, before, 
         except ConnectionResetError:
             pass
         assert server.complete()[0] == 200  # a request that takes longer than that is no such
+
+
+def test_nothing_of_a_connection_is_kept_when_it_is_closed(monkeypatch):
+    def kept() -> int:
+        gc.collect()
+        return sum(type(o) is PatientProtocol for o in gc.get_objects())
+
+    monkeypatch.setattr(server_module, "IDLE_SECONDS", 1e4)
+    before = kept()
+    with running() as server:
+        server.complete(n=3)
+        server.complete(prompt="é")
+        answer = server.stream(max_tokens=100)
+        answer.readline()
+        answer.close()  # hangs up
+        wait_until(lambda: kept() == before)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a small receive buffer")
