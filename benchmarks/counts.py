@@ -1,0 +1,112 @@
+"""What n-gram counts cost: a training step with and without them, and the parts of the look-up.
+
+    python benchmarks/counts.py --text FILE [--rounds 15]
+
+The network of configs/gpt_char.yaml, compiled, 2,048 characters a step, in windows of 64, 256 and
+1,024; forward and backward without the optimizer. Medians in milliseconds; the networks take turns.
+FILE is any text of about a megabyte.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from lightning_app.hardware import choose_precision, matmul_speed
+from lightning_app.model.gpt import GPT, GPTConfig, loss_per_character
+from lightning_app.model.ngrams import NgramCounts
+
+SIZES = {"block_size": 1024, "n_layer": 4, "n_head": 5, "n_embd": 160}
+ROWS = (4096, 65536, 262144, 262144, 262144)
+CHARACTERS = 2048  # a step
+
+
+def network(ids: NDArray[np.uint16], alphabet: str, rows: tuple[int, ...]) -> GPT:
+    torch.manual_seed(0)
+    gpt = GPT(GPTConfig(vocab_size=len(alphabet), ngram_rows=rows, **SIZES))
+    if gpt.ngrams is not None:
+        gpt.ngrams.use_code_points(alphabet)
+        gpt.ngrams.count(ids)
+    gpt.compile(dynamic=False)
+    return gpt
+
+
+def windows(ids: NDArray[np.uint16], size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids and targets (B, size) at random places of the text, and the places (B,)."""
+    begins = torch.randint(len(ids) - size, (CHARACTERS // size,))
+    rows = np.stack([ids[b : b + size + 1] for b in begins.tolist()]).astype(np.int64)
+    return torch.from_numpy(rows[:, :-1]), torch.from_numpy(rows[:, 1:]), begins
+
+
+def milliseconds(run: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    run()
+    return 1000 * (time.perf_counter() - began)
+
+
+def step(gpt: GPT, batch: tuple[Tensor, Tensor, Tensor], bf16: bool) -> None:
+    idx, targets, begins = batch
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        loss = loss_per_character(gpt(idx, targets=targets, begins=begins), targets).mean()
+    loss.backward()
+    gpt.zero_grad()
+
+
+def look_up(ngrams: NgramCounts, batch: tuple[Tensor, Tensor, Tensor]) -> object:
+    idx, targets, begins = batch
+    return ngrams.look_up(idx, targets=targets, begins=begins)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=15)
+    args = parser.parse_args()
+    text = args.text.read_text(encoding="utf-8")
+    alphabet = "".join(sorted(set(text)))
+    ids = np.searchsorted(np.array([*alphabet]), np.array([*text])).astype(np.uint16)
+    precision = choose_precision("cpu")
+    rate = matmul_speed("cpu", precision, seconds=1.0).flops_per_second / 1e9
+    print(f"{precision}, {rate:.0f} GFLOP/s")
+    without, counting = network(ids, alphabet, ()), network(ids, alphabet, ROWS)
+    assert counting.ngrams is not None
+    bf16 = precision.startswith("bf16")
+    print("windows  without     with  ratio  of it the look-up  one repeated character")
+    for size in (64, 256, 1024):
+        times: dict[str, list[float]] = {}
+        repeated = torch.zeros(CHARACTERS // size, size + 1, dtype=torch.int64)
+        hard = repeated[:, :-1], repeated[:, 1:], torch.zeros(len(repeated), dtype=torch.int64)
+        for _ in range(3):  # compiles
+            step(without, hard, bf16)
+            step(counting, hard, bf16)
+        for _ in range(args.rounds):
+            batch = windows(ids, size)
+            runs: dict[str, Callable[[], object]] = {
+                "without": lambda b=batch: step(without, b, bf16),
+                "with": lambda b=batch: step(counting, b, bf16),
+                "look-up": lambda b=batch: look_up(counting.ngrams, b),
+                "repeated": lambda h=hard: look_up(counting.ngrams, h),
+            }
+            for name, run in runs.items():
+                times.setdefault(name, []).append(milliseconds(run))
+        median = {name: statistics.median(values) for name, values in times.items()}
+        ratio = median["with"] / median["without"]
+        print(
+            f"{size:7,}  {median['without']:7.1f}  {median['with']:7.1f}  {ratio:5.2f}  "
+            f"{median['look-up']:17.1f}  {median['repeated']:22.1f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
