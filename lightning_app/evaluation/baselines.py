@@ -11,7 +11,7 @@ import lzma
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -146,25 +146,59 @@ def measure_baselines(
 
     Of longer splits only the last 20 MB of `train` and the first 5 MB of `held` are used.
     """
+    before, after = limited(ids, alphabet, train, held, unit)
+    jobs = compressor_jobs(before, after, alphabet, unit)
+    both = np.concatenate((before, after))
+    jobs.insert(0, lambda: n_gram_baselines(both, len(before), len(alphabet)))
+    results = [Baseline("uniform", math.log(len(alphabet)), 0.0), *run_jobs(jobs)]
+    results.sort(key=lambda baseline: (_sort_key(baseline.nats), baseline.name))
+    return Baselines(len(before), len(after), tuple(results))
+
+
+def best_compressor(
+    text: EncodedText, train: tuple[int, int], held: tuple[int, int]
+) -> Baseline | None:
+    """The compressor with the lowest loss; much faster than all baselines. None if none was
+    measured. Of long splits a part is used, as by `measure_baselines`."""
+    before, after = limited(text.ids, text.alphabet, train, held, text.unit)
+    results = run_jobs(compressor_jobs(before, after, text.alphabet, text.unit))
+    measured = [baseline for baseline in results if baseline.nats is not None]
+    return min(measured, key=lambda baseline: _sort_key(baseline.nats), default=None)
+
+
+def limited(
+    ids: NDArray[np.integer],
+    alphabet: str,
+    train: tuple[int, int],
+    held: tuple[int, int],
+    unit: Unit,
+) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
+    """The ids of both splits, cut to MAX_TRAIN_BYTES at the end and MAX_HELD_OUT_BYTES."""
     before, after = ids[train[0] : train[1]], ids[held[0] : held[1]]
     n = characters_within(before, alphabet, unit, MAX_TRAIN_BYTES)
     before = before[max(0, len(before) - n) :]
-    after = after[: characters_within(after, alphabet, unit, MAX_HELD_OUT_BYTES)]
-    texts = ids_to_bytes(before, alphabet, unit), ids_to_bytes(after, alphabet, unit)
+    return before, after[: characters_within(after, alphabet, unit, MAX_HELD_OUT_BYTES)]
 
-    def n_grams() -> list[Baseline]:
-        return n_gram_baselines(np.concatenate((before, after)), len(before), len(alphabet))
+
+def compressor_jobs(
+    before: NDArray[np.integer], after: NDArray[np.integer], alphabet: str, unit: Unit
+) -> list[Callable[[], list[Baseline]]]:
+    """Functions that measure the compressors."""
+    texts = ids_to_bytes(before, alphabet, unit), ids_to_bytes(after, alphabet, unit)
 
     def compressor(name: str, compress: Callable[[bytes], bytes]) -> list[Baseline]:
         return [compressor_baseline(name, compress, *texts, len(after))]
 
-    jobs: list[Callable[[], list[Baseline]]] = [
-        n_grams,
+    return [
         lambda: compressor("bzip2", bz2.compress),
         lambda: compressor("xz", xz),
         lambda: compressor("PPMd, order 6", ppmd),
     ]
-    results = [Baseline("uniform", math.log(len(alphabet)), 0.0)]
+
+
+def run_jobs(jobs: Sequence[Callable[[], list[Baseline]]]) -> list[Baseline]:
+    """The results of functions that run at the same time, with a bar."""
+    results: list[Baseline] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # sorting and compressing release the GIL
         running = [pool.submit(job) for job in jobs]
         for job in tqdm(
@@ -172,8 +206,7 @@ def measure_baselines(
             disable=None,
         ):  # fmt: skip
             results += job.result()
-    results.sort(key=lambda baseline: (_sort_key(baseline.nats), baseline.name))
-    return Baselines(len(before), len(after), tuple(results))
+    return results
 
 
 def n_gram_baselines(ids: NDArray[np.integer], split: int, vocab_size: int) -> list[Baseline]:

@@ -14,6 +14,7 @@ from lightning_app.data.encoding import cache_folder, encode_files
 from lightning_app.evaluation import baselines
 from lightning_app.evaluation.baselines import (
     baseline_table,
+    best_compressor,
     cached_baselines,
     ids_to_bytes,
     kneser_ney,
@@ -166,6 +167,14 @@ def test_results_are_stored_for_each_pair_of_splits(encoded, monkeypatch):
     monkeypatch.setattr(baselines, "measure_baselines", None)  # a call would raise
     assert cached_baselines(encoded, (0, 4000), (4000, 5000)) == first != other
     assert cached_baselines(encoded, (0, 3000), (3000, 4000)) == other
+
+
+def test_the_best_compressor_is_the_best_of_all_baselines_that_compress(encoded):
+    everything = cached_baselines(encoded, (0, 4000), (4000, 5000)).results
+    names = ("bzip2", "xz", "PPMd, order 6")
+    best = best_compressor(encoded, (0, 4000), (4000, 5000))
+    assert (best.name, best.nats) == next((b.name, b.nats) for b in everything if b.name in names)
+    assert best_compressor(encoded, (0, 4000), (4000, 4020)) is None  # too short to measure
 
 
 def test_stored_results_are_read_without_the_text(encoded, tmp_path):

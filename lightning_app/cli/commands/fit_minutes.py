@@ -22,6 +22,7 @@ from lightning_app.cli.configs import read_config
 from lightning_app.cli.parsing import instantiate
 from lightning_app.data.datamodule import CharDataModule
 from lightning_app.errors import UserError
+from lightning_app.evaluation.baselines import MAX_TRAIN_BYTES
 from lightning_app.generation.numba_cache import has_compiled_code
 from lightning_app.runs.checkpoint import load
 from lightning_app.runs.finetuning import NOT_TAKEN
@@ -42,6 +43,7 @@ from lightning_app.training.recipe import (
 STEPS_PER_SIZE = 8  # for each size of windows
 WARM_UP = 2  # of them, not timed: the first compiles
 FINISH_SECONDS = 8  # after the last validation: the checkpoints, the sample, the program's end
+SECONDS_TO_COMPRESS = 1e-6  # a character, for the comparison at the end
 GENERATION_COMPILES = 45  # seconds, once on each machine
 COMPILE_FROM = 5  # minutes; compiling a network of a new size takes about one
 COMPILED_AGAIN = 4  # seconds at most for a size of windows that was compiled before
@@ -64,6 +66,7 @@ def planned(request: FitRequest, began: float) -> tuple[FitRequest, list[Line]]:
     measured = measure(with_values(request, recipe.values))
     ahead = measured.seconds_to_start + FINISH_SECONDS
     ahead += task.characters * SECONDS_TO_COUNT if recipe.network.ngram_rows else 0
+    ahead += min(task.characters, MAX_TRAIN_BYTES) * SECONDS_TO_COMPRESS
     ahead += 0 if has_compiled_code() else GENERATION_COMPILES
     left = total - (time.perf_counter() - began) - ahead
     if left < total / 3 and "trainer.max_steps" not in given:

@@ -13,9 +13,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_app import hardware
 from lightning_app.errors import program
+from lightning_app.evaluation.baselines import best_compressor
 from lightning_app.evaluation.metrics import loss_metrics
 from lightning_app.runs.checkpoint import SECTION, load
 from lightning_app.runs.folders import LOGS
+from lightning_app.training.recipe import FREE_PASSES
 
 if TYPE_CHECKING:
     from lightning.fabric.plugins.environments import ClusterEnvironment
@@ -166,6 +168,7 @@ def lines_after(request: "FitRequest", start: "Start", job: "Job", seconds: floa
         f"perplexity     {f['perplexity']:.4f}",
         f"bpc            {f['bpc']:.4f}",
         f"checkpoint     {path}",
+        *(lines_beside_compressors(job, best["loss"]) if request.config.minutes else []),
     ]
     if steps - best["step"] > 0.2 * steps:
         lines.append(
@@ -191,6 +194,26 @@ def lines_after(request: "FitRequest", start: "Start", job: "Job", seconds: floa
         *next_commands(request.run, example, score),
         *([f"  tensorboard --logdir {LOGS}"] if has_tensorboard(job) else []),
     ]
+
+
+def lines_beside_compressors(job: "Job", loss: float) -> list[str]:
+    """The best compressor's loss on the validated characters, and what to do if it is lower."""
+    data, bounds = job.data, job.data.bounds
+    first = bounds["val"][0]
+    held = first, min(bounds["val"][1], first + job.model.eval_loss.scored)
+    best = best_compressor(data.text, bounds["train"], held)
+    if best is None or best.nats is None:
+        return []
+    lines = [f"for comparison {best.nats:.4f} by a compressor, {best.name}"]
+    if best.nats < loss:
+        read = job.trainer.global_step * job.facts["global_batch"] * data.block_size
+        passes = read / (bounds["train"][1] - bounds["train"][0])
+        more = "more text of this kind" if passes > FREE_PASSES else "more minutes"
+        lines.append(
+            f"the compressor is better: {more} would help; the training text was read "
+            f"{passes:.1f} times"
+        )
+    return lines
 
 
 def example_prompt(text: str) -> str:

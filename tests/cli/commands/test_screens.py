@@ -16,9 +16,12 @@ from lightning_app.cli.commands.predict import TEXT_OPTIONS, make_parser
 from lightning_app.cli.commands.screens import example_prompt, next_commands
 from lightning_app.cli.parsing import take_texts
 from lightning_app.data.corpora import Corpus
+from lightning_app.data.datamodule import CharDataModule
 from lightning_app.data.splits import TextSource
+from lightning_app.evaluation.baselines import best_compressor
 from lightning_app.runs.checkpoint import SECTION, load
 from lightning_app.runs.resume import Start
+from tests.helpers import sentences
 
 
 def said_before(**given) -> list[str]:
@@ -184,7 +187,8 @@ def said_after(
             split_text=SimpleNamespace(corpus=Corpus("/my.txt", ())), bounds={"test": (9, 10)}
         ),
     )
-    config = SimpleNamespace(seed_everything=1, trainer=SimpleNamespace(max_time=max_time))
+    flags = SimpleNamespace(max_time=max_time)
+    config = SimpleNamespace(seed_everything=1, trainer=flags, minutes=None)
     request = SimpleNamespace(run="tiny", folder=Path("logs/tiny"), config=config)
     state = {SECTION: {"step": start}} if start else None
     return screens.lines_after(request, Start(state=state), job, 90.0)
@@ -230,6 +234,30 @@ def test_overfitting_is_reported_when_the_last_fifth_brought_nothing(
 def test_without_a_validation_there_are_no_figures(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert said_after({}, 100)[-1] == "no validation ran, so there is no best.ckpt"
+
+
+@pytest.mark.parametrize(
+    ("steps", "loss", "line"),
+    [
+        (10, 1e-6, None),  # the network is better
+        (10, 2.0, "the compressor is better: more minutes would help"),
+        (1000, 2.0, "the compressor is better: more text of this kind would help"),
+    ],
+)
+def test_a_planned_run_is_compared_with_a_compressor(tmp_path, steps, loss, line):
+    (tmp_path / "text.txt").write_text(sentences(30) * 30)
+    data = CharDataModule(str(tmp_path / "text.txt"), data_dir=str(tmp_path), block_size=64)
+    held = data.bounds["val"][1] - data.bounds["val"][0]
+    job = SimpleNamespace(
+        data=data,
+        facts={"global_batch": 2},
+        model=SimpleNamespace(eval_loss=SimpleNamespace(scored=held)),
+        trainer=SimpleNamespace(global_step=steps),
+    )
+    lines = screens.lines_beside_compressors(job, loss)
+    compressor = best_compressor(data.text, data.bounds["train"], data.bounds["val"])
+    assert lines[0] == f"for comparison {compressor.nats:.4f} by a compressor, {compressor.name}"
+    assert lines[1:] == [] if line is None else line in lines[1]
 
 
 # The suggested commands.
