@@ -205,7 +205,7 @@ def measure(request: FitRequest) -> Measured:
     block_size = request.config.data.block_size
     until = [start for start, _ in schedule[1:]] + [1.0]
     mean = sum(
-        (end - start) * statistics.fmean(times.seconds[int(block_size * fraction)][WARM_UP:])
+        (end - start) * statistics.median(times.seconds[int(block_size * fraction)][WARM_UP:])
         for (start, fraction), end in zip(schedule, until, strict=True)
     )
     return Measured(mean, seconds_to_start)
