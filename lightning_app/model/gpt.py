@@ -242,7 +242,7 @@ class GPT(nn.Module):
         cache.length[b]; its keys and values are added to the cache, and every length grows by T.
         `targets` (B, T), the characters that follow, and `begins` (B,), where each row begins in
         the training text, are given for windows of that text only: n-gram tables leave them out of
-        their counts (see `NgramCounts.forward`), and other networks ignore them.
+        their counts (see `NgramCounts.look_up`), and other networks ignore them.
         Raises UserError if T exceeds block_size.
         """
         T, block_size, device = idx.size(1), self.config.block_size, idx.device.type
