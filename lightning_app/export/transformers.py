@@ -162,7 +162,7 @@ def exported_weights(gpt: GPT) -> dict[str, Tensor]:
         del weights["lm_head.weight"]
     if gpt.ngrams is not None:
         del weights["ngrams.counts"]
-        weights["ngrams.shares"] = gpt.ngrams.entry_shares()
+        weights["ngrams.shares"] = gpt.ngrams.shares / 255
         weights["ngrams.characters"] = weights["ngrams.characters"].int()
     return {
         qwen3_name(name): (w.float() if w.is_floating_point() else w).detach().contiguous().cpu()

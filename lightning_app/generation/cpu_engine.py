@@ -132,7 +132,7 @@ def pack_weights(gpt: GPT, weights: WeightFormat = "float32") -> PackedWeights:
             as_array((ngrams.gates * gpt.norm.weight).float()),
             as_array(ngrams.starts),
             as_array(ngrams.characters),
-            as_array(ngrams.entry_shares()),
+            as_array(ngrams.shares / 255),
             as_array(ngrams.codes),
         )
 

@@ -233,16 +233,15 @@ class GPT(nn.Module):
         self,
         idx: Tensor,
         cache: KVCache | None = None,
-        targets: Tensor | None = None,
         begins: Tensor | None = None,
     ) -> Tensor:
         """Logits (B, T, V) for the character after each of `idx` (B, T).
 
         Without a cache, every row starts at position 0. With one, row b continues at position
         cache.length[b]; its keys and values are added to the cache, and every length grows by T.
-        `targets` (B, T), the characters that follow, and `begins` (B,), where each row begins in
-        the training text, are given for windows of that text only: n-gram tables leave them out of
-        their counts (see `NgramCounts.look_up`), and other networks ignore them.
+        `begins` (B,), where each row begins in the training text, is given for windows of that text
+        only: n-gram tables leave it out of their counts (see `NgramCounts.look_up`), and other
+        networks ignore it.
         Raises UserError if T exceeds block_size.
         """
         T, block_size, device = idx.size(1), self.config.block_size, idx.device.type
@@ -265,7 +264,7 @@ class GPT(nn.Module):
         x = self.embedding(idx)  # (B, T, D)
         if self.ngrams is not None:
             window, places = (idx, None) if cache is None else cache.append_ids(idx)
-            shares = self.ngrams.look_up(window, places, targets, begins)
+            shares = self.ngrams.look_up(window, places, begins)
             x = x + self.ngrams.vectors(shares)
         x = self.dropout(x).to(dtype)
         for block, layer in zip(self.blocks, layers, strict=True):

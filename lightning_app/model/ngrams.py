@@ -29,7 +29,6 @@ from tqdm import tqdm
 MULTIPLIER = 0x735A2D97  # odd and below 2**31, so that int64 holds the product of the hash
 MASK = 0xFFFFFFFF
 COUNTED_AT_ONCE = 1 << 20  # characters
-MAX_PART_COUNT = 2**15 - 1
 DENSE_SIZE = 4096  # up to this many vectors, one product with all of them is faster than a gather
 
 PARTS = 16  # of the training text; see `NgramCounts.count`
@@ -64,9 +63,10 @@ def scaled_shares(counts: Tensor, totals: Tensor) -> Tensor:
     return torch.log1p(100 * counts / (totals + 2)) / math.log(101)
 
 
-def rounded(shares: Tensor) -> Tensor:
-    """Shares as multiples of 1 / 255, so that a byte can hold one."""
-    return (shares * 255).round() / 255
+def shares_of_counts(sources: Tensor, counts: Tensor, size: int) -> Tensor:
+    """`scaled_shares` of counts (E,), whose sources (E,) are below size."""
+    totals = counts.new_zeros(size).scatter_add_(0, sources, counts)
+    return scaled_shares(counts, totals.index_select(0, sources))
 
 
 def counted_ranges(n: int) -> Iterator[tuple[int, int]]:
@@ -134,8 +134,9 @@ class NgramCounts(nn.Module):
     """What may follow each position: ids (B, T) to shares; shares to vectors and to logits.
 
     The shares are `scaled_shares` of 2 N sources: what followed the last n = 2, 3, ... characters
-    in the training text, from N tables with `rows` rows each, rounded; then what followed them in
-    the window, before the position. An n-gram that begins before the window has none.
+    in the training text, from N tables with `rows` rows each, as multiples of 1 / 255; then what
+    followed them in the window, before the position. An n-gram that begins before the window has
+    none.
 
     The vectors are the sum of `weight` (2 N * V, D), one vector for each source and character,
     times the shares. The logits are the sum of the sources' shares, each source's times its output
@@ -145,16 +146,18 @@ class NgramCounts(nn.Module):
     of `characters` and `counts` (P,): the characters that occurred, by id, and how often.
     `codes` (V,) are the codes of the characters: at first id + 1; see `use_code_points`.
 
-    In training, a window must see the counts of a text that it is not part of, as it will later.
-    `part_counts` (P, PARTS) are therefore the counts of each part of the text by itself. They are
-    not saved: `count` the text again before training is resumed.
+    Not saved: `shares` (P,), those of the entries times 255; and `part_shares` (PARTS, P), which
+    training needs. In training, a window must see the counts of a text that it is not part of, as
+    it will later: row k is without the counts of part k of the text. `count` the text again before
+    training is resumed.
     """
 
     codes: Tensor
     starts: Tensor
     characters: Tensor
     counts: Tensor
-    part_counts: Tensor
+    shares: Tensor
+    part_shares: Tensor
 
     def __init__(self, rows: Sequence[int], size: int, vocab_size: int) -> None:
         super().__init__()
@@ -176,8 +179,9 @@ class NgramCounts(nn.Module):
         }
         for name, table in tables.items():
             self.register_buffer(name, table)
-        parts = torch.zeros(0, PARTS, dtype=torch.int16, device=device)
-        self.register_buffer("part_counts", parts, persistent=False)
+        for name, shape in (("shares", (entries,)), ("part_shares", (PARTS, 0))):
+            shares = torch.zeros(shape, dtype=torch.uint8, device=device)
+            self.register_buffer(name, shares, persistent=False)
         self.length = 0  # of the text that was counted
 
     def use_code_points(self, alphabet: str) -> None:
@@ -216,12 +220,16 @@ class NgramCounts(nn.Module):
         per_row = np.bincount(entries // V, minlength=sum(self.rows))
         self.starts[1:] = torch.from_numpy(per_row.cumsum())
         self.characters.copy_(torch.from_numpy(entries % V))
-        by_part = np.zeros((len(entries), PARTS), dtype=np.int32)
+        by_part = np.zeros((PARTS, len(entries)), dtype=np.int32)
         for different, number, k in zip(found, times, parts, strict=True):
-            by_part[np.searchsorted(entries, different), k] += number.astype(np.int32)
-        self.counts.copy_(torch.from_numpy(by_part.sum(axis=1, dtype=np.int32)))
-        self.part_counts = torch.from_numpy(by_part.clip(max=MAX_PART_COUNT).astype(np.int16)).to(
-            self.codes.device
+            by_part[k, np.searchsorted(entries, different)] += number.astype(np.int32)
+        self.counts.copy_(torch.from_numpy(by_part.sum(axis=0, dtype=np.int32)))
+        self.shares = self.entry_shares(self.counts)
+        self.part_shares = torch.stack(
+            [
+                self.entry_shares(self.counts - torch.from_numpy(part).to(self.counts.device))
+                for part in by_part
+            ]
         )
         self.length = n
 
@@ -236,20 +244,13 @@ class NgramCounts(nn.Module):
 
     @torch.no_grad()
     def look_up(
-        self,
-        idx: Tensor,
-        positions: Tensor | None = None,
-        targets: Tensor | None = None,
-        begins: Tensor | None = None,
+        self, idx: Tensor, positions: Tensor | None = None, begins: Tensor | None = None
     ) -> Tensor | SparseShares:
         """The shares of what may follow, (B, T, 2 N, V); sparse for large alphabets.
 
         `positions` (B, T) are the places in the windows `idx` (B, S) to look at; by default all.
-
-        For windows of the training text, `targets` (B, T) are the characters that follow, and
-        `begins` (B,) where each window begins in the text. With `begins`, the counts of the part of
-        the text in which a window begins are left out; with `targets` alone, what follows in the
-        window itself.
+        `begins` (B,) is where each window begins in the text that was counted, if it is part of
+        it: then the counts of the part in which it begins are left out.
         """
         N, V, B = len(self.rows), self.vocab_size, len(idx)
         if positions is None:
@@ -258,45 +259,47 @@ class NgramCounts(nn.Module):
         codes = F.pad(self.codes[idx], (N, 0))
         hashes = torch.stack([*ngram_hashes(codes, N)], dim=-1)  # (B, S, N)
         wanted = hashes.gather(1, positions[..., None].expand(B, T, N))
-        in_tables = self.count_in_tables(wanted, positions, targets, begins)
-        in_window = count_in_window(idx, hashes, positions, V)
-        source, character, counts = map(torch.cat, zip(in_tables, in_window, strict=True))
-        totals = counts.new_zeros(B * T * 2 * N).index_add_(0, source, counts)
-        shares = scaled_shares(counts, totals[source])
-        of_tables = shares[: len(in_tables[0])]
-        of_tables.copy_(rounded(of_tables))
+        size = B * T * 2 * N
+        in_window, followed, counts = count_in_window(idx, hashes, positions, V)
+        found = (
+            self.in_tables(wanted, positions, begins),
+            (in_window, followed, shares_of_counts(in_window, counts, size)),
+        )
         if self.dense:
-            dense = shares.new_zeros(B * T * 2 * N * V)
-            dense[source * V + character] = shares
+            dense = torch.zeros(size * V, device=idx.device)
+            for sources, characters, shares in found:
+                dense.scatter_(0, sources * V + characters, shares)
             return dense.view(B, T, 2 * N, V)
-        order = source.argsort()
-        return SparseShares(shares[order], source[order], character[order], (B, T))
+        sources, characters, shares = map(torch.cat, zip(*found, strict=True))
+        order = sources.argsort()
+        return SparseShares(shares[order], sources[order], characters[order], (B, T))
 
-    def count_in_tables(
-        self, hashes: Tensor, positions: Tensor, targets: Tensor | None, begins: Tensor | None
+    def in_tables(
+        self, hashes: Tensor, positions: Tensor, begins: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The entries of the tables for hashes (B, T, N): sources as in `SparseShares`, characters,
-        and counts, (E,) each."""
+        and shares, (E,) each."""
         B, T, N = hashes.shape
-        rows = self.table_rows(hashes)
-        first = self.starts[rows].flatten()  # (B * T * N,)
-        lengths = self.starts[rows + 1].flatten() - first
+        rows = self.table_rows(hashes).flatten()  # (B * T * N,)
+        first = self.starts.index_select(0, rows)  # half the time of an index, here and below
+        lengths = self.starts.index_select(0, rows + 1) - first
         lengths = lengths.masked_fill(~self.known(positions).flatten(), 0)
         ends = lengths.cumsum(0)
         total = int(ends[-1])  # entries of all these rows
-        row = torch.arange(len(lengths), device=rows.device)
+        row = torch.arange(len(rows), device=rows.device)
         row = row.repeat_interleave(lengths, output_size=total)
-        entries = (first - ends + lengths)[row] + torch.arange(total, device=rows.device)
+        entries = (first - ends + lengths).index_select(0, row)
+        entries += torch.arange(total, device=rows.device)
+        characters = self.characters.index_select(0, entries).long()
+        if begins is None:
+            shares = self.shares.index_select(0, entries)
+        else:
+            part = (begins * PARTS // self.length).clamp(max=PARTS - 1)
+            part_begins = (part * len(self.counts)).repeat_interleave(T * N)
+            entries += part_begins.index_select(0, row)
+            shares = self.part_shares.flatten().index_select(0, entries)
         sources = torch.arange(B * T * 2 * N, device=rows.device).view(B * T, 2 * N)[:, :N]
-        characters, counts = self.characters[entries].long(), self.counts[entries].float()
-        if begins is not None and len(self.part_counts):
-            parts = (begins * PARTS // self.length).clamp(max=PARTS - 1)
-            parts = parts.repeat_interleave(T * N)
-            own = self.part_counts[entries, parts[row]]
-            counts = (counts - own).clamp(min=0)  # a replaced name may be no occurrence
-        elif targets is not None:
-            counts -= (characters == targets.flatten()[row // N]).float()
-        return sources.flatten()[row], characters, counts
+        return sources.flatten().index_select(0, row), characters, shares / 255
 
     @property
     def dense(self) -> bool:
@@ -323,38 +326,40 @@ class NgramCounts(nn.Module):
         (B, T, D)."""
         gates = F.linear(x, self.gates)  # (B, T, 2 N)
         if isinstance(shares, Tensor):
-            return (gates[..., None] * shares).sum(dim=2)
+            with torch.autocast(x.device.type, enabled=False):  # faster than in bf16
+                return (gates.to(shares.dtype)[..., None, :] @ shares).squeeze(-2)
         B, T = shares.shape
         added = gates.flatten()[shares.sources] * shares.values
         places = shares.sources // len(self.gates) * self.vocab_size + shares.characters
         flat = added.new_zeros(B * T * self.vocab_size).index_add(0, places, added)
         return flat.view(B, T, self.vocab_size)
 
-    def entry_shares(self) -> Tensor:
-        """The shares of all entries of the tables, (P,) float32."""
-        counts, lengths = self.counts.float(), self.starts.diff()
+    def entry_shares(self, counts: Tensor) -> Tensor:
+        """The shares of all entries of the tables for these counts (P,), times 255, uint8."""
+        lengths = self.starts.diff()
         row = torch.arange(len(lengths), device=counts.device).repeat_interleave(lengths)
-        totals = counts.new_zeros(len(lengths)).index_add_(0, row, counts)
-        return rounded(scaled_shares(counts, totals[row]))
+        shares = shares_of_counts(row, counts.float(), len(lengths))
+        return (shares * 255).round().byte()
 
     @property
-    def is_empty(self) -> bool:
-        """Whether no text has been counted."""
-        return len(self.counts) == 0
+    def has_counted(self) -> bool:
+        """Whether a text has been counted here, which training needs; not only loaded."""
+        return self.part_shares.size(1) > 0
 
     def load_tables(self, starts: Tensor, characters: Tensor, counts: Tensor) -> None:
         """Take the tables of another network with the same rows. Raises ValueError if they cannot
         be read."""
-        if len(counts) != len(self.counts):  # otherwise the counts of the parts are kept
+        if len(counts) != len(self.counts):  # otherwise the shares without parts are kept
             self.allocate(len(counts))
         for table, values in zip(
             (self.starts, self.characters, self.counts), (starts, characters, counts), strict=True
         ):
             table.copy_(values)
-        self.check_tables()
+        self.use_tables()
 
-    def check_tables(self) -> None:
-        """Raises ValueError for tables that would read outside of their entries."""
+    def use_tables(self) -> None:
+        """Compute the shares of the tables. Raises ValueError for tables that would read outside of
+        their entries."""
         starts, entries = self.starts, len(self.counts)
         if int(starts[0]) or int(starts[-1]) != entries or bool((starts.diff() < 0).any()):
             raise ValueError("the rows of the n-gram tables do not cover their entries")
@@ -364,6 +369,7 @@ class NgramCounts(nn.Module):
             raise ValueError("the n-gram tables have characters outside the alphabet")
         if entries and int(self.counts.min()) < 1:
             raise ValueError("the n-gram tables have counts below 1")
+        self.shares = self.entry_shares(self.counts)
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -373,4 +379,4 @@ class NgramCounts(nn.Module):
         if isinstance(given, Tensor) and given.shape != self.counts.shape:
             self.allocate(given.numel())
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self.check_tables()
+        self.use_tables()

@@ -159,9 +159,9 @@ class CharGPT(L.LightningModule):
     def on_train_start(self) -> None:
         """Apply the module's options to the optimizer, which may have been restored from a
         checkpoint, and give callbacks the metrics of the last validation until the next one."""
-        if self.gpt.ngrams is not None and self.gpt.ngrams.is_empty:
+        if self.gpt.ngrams is not None and not self.gpt.ngrams.has_counted:
             raise UserError(
-                "the n-gram tables are empty; count the training text before training: "
+                "the n-gram tables have not counted the training text; before training call "
                 "model.gpt.ngrams.count(data.ids('train'))"
             )
         self.average.use(False)
@@ -211,17 +211,21 @@ class CharGPT(L.LightningModule):
         self.last_loss = mean.detach()
         return mean
 
-    def losses(self, idx: Tensor, targets: Tensor) -> Tensor:
+    def losses(self, idx: Tensor, targets: Tensor, begins: Tensor | None = None) -> Tensor:
         """The shared step: nats of each character, (B * T,)."""
-        return loss_per_character(self.gpt(idx), targets)
+        return loss_per_character(self.gpt(idx, begins=begins), targets)
 
     def losses_in_training_text(
         self, idx: Tensor, targets: Tensor, begins: Tensor | None = None
     ) -> Tensor:
-        """`losses` of windows of the training text, which the n-gram tables have counted."""
-        if self.gpt.ngrams is None:
-            return self.losses(idx, targets)
-        return loss_per_character(self.gpt(idx, targets=targets, begins=begins), targets)
+        """`losses` of windows of the training text. Raises UserError if n-gram tables, which have
+        counted it, do not get to know where they begin."""
+        if self.gpt.ngrams is not None and begins is None:
+            raise UserError(
+                "n-gram tables need to know where the windows of a batch begin in the text; give "
+                "the data module with_begins=True"
+            )
+        return self.losses(idx, targets, begins)
 
     def check_batch(self, batch: Batch, batch_idx: int) -> None:
         """Raises UserError for a batch that the network cannot read.

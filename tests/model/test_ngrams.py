@@ -76,13 +76,11 @@ def expected_shares(
     tables: NgramCounts,
     text,
     window: list[int],
-    left_out: int | None = None,
     left_out_part: int | None = None,
 ) -> torch.Tensor:
     """The shares (2 N, V) at the end of a window of ids, by the definition: for each n the counts
-    of what followed in `text`, where n-grams share a row; without one occurrence of `left_out`, or
-    without the n-grams that end in this part of the text. Then those of what followed before in
-    the window."""
+    of what followed in `text`, where n-grams share a row, without those that end in a part of it.
+    Then those of what followed before in the window."""
     N = len(tables.rows)
     shares = torch.zeros(2 * N, tables.vocab_size)
     for i, rows in enumerate(tables.rows):
@@ -96,8 +94,6 @@ def expected_shares(
             if hash_of((text[t : t + n] + 1).tolist()) % rows == row
             and (t + n - 1) * PARTS // len(text) != left_out_part
         )
-        if left_out is not None:
-            followed[left_out] -= 1
         for character, count in followed.items():
             shares[i, character] = round(share(count, sum(followed.values())) * 255) / 255
         so_far = Counter(
@@ -141,44 +137,20 @@ def test_the_logits_are_the_shares_times_the_gates(dense, monkeypatch):
 
 
 @torch.no_grad()
-def test_with_targets_their_own_occurrences_are_not_counted():
-    tables = counted()
-    for start in (0, 100, 250):
-        window = torch.from_numpy(TEXT[start : start + 20])[None]
-        output = vectors(tables, window[:, :-1], None, window[:, 1:])
-        for t in range(19):
-            known, following = window[0, : t + 1].tolist(), int(window[0, t + 1])
-            assert_close(output[0, t], expected_vector(tables, TEXT, known, following))
-
-
-@torch.no_grad()
 @pytest.mark.parametrize("counted_at_once", [10**6, 7])
 def test_with_the_place_of_a_window_its_part_of_the_text_is_not_counted(
     counted_at_once, monkeypatch
 ):
     monkeypatch.setattr(ngrams, "COUNTED_AT_ONCE", counted_at_once)
     tables = counted()
-    begins = torch.tensor([0, 18, 19, 150, 280])  # a part is 18.75 characters
-    windows = torch.stack([torch.from_numpy(TEXT[b : b + 20]) for b in begins])
-    output = vectors(tables, windows[:, :-1], None, windows[:, 1:], begins)
+    begins = torch.tensor([0, 18, 19, 150, 281])  # a part is 18.75 characters
+    windows = torch.stack([torch.from_numpy(TEXT[b : b + 19]) for b in begins])
+    output = vectors(tables, windows, None, begins)
     for row, begin in enumerate(begins.tolist()):
         part = begin * PARTS // len(TEXT)
         for t in range(19):
             known = windows[row, : t + 1].tolist()
-            assert_close(output[row, t], expected_vector(tables, TEXT, known, None, part))
-
-
-@torch.no_grad()
-def test_without_the_counts_of_the_parts_a_window_leaves_out_what_follows_in_it():
-    """As after loading a state_dict, which does not have them."""
-    tables = counted()
-    window = torch.from_numpy(TEXT[:20])[None]
-    arguments = window[:, :-1], None, window[:, 1:]
-    loaded = NgramCounts(ROWS, 4, 11)
-    loaded.load_state_dict(tables.state_dict())
-    begins = torch.tensor([0])
-    assert torch.equal(vectors(loaded, *arguments, begins), vectors(tables, *arguments))
-    assert not torch.equal(vectors(tables, *arguments, begins), vectors(tables, *arguments))
+            assert_close(output[row, t], expected_vector(tables, TEXT, known, part))
 
 
 def test_both_ways_to_add_up_have_the_same_gradients(monkeypatch):
@@ -189,7 +161,7 @@ def test_both_ways_to_add_up_have_the_same_gradients(monkeypatch):
         idx = torch.from_numpy(TEXT[:40])[None]
         x = torch.ones(1, 39, 4, requires_grad=True)
         torch.nn.init.normal_(tables.gates, generator=torch.Generator().manual_seed(2))
-        shares = tables.look_up(idx[:, :-1], None, idx[:, 1:])
+        shares = tables.look_up(idx[:, :-1])
         loss = tables.vectors(shares).square().sum() + tables.logits(shares, x).square().sum()
         gradients.append(torch.autograd.grad(loss, (tables.weight, tables.gates, x)))
     for a, b in zip(*gradients, strict=True):
@@ -213,7 +185,7 @@ def test_tables_that_have_counted_nothing_have_no_effect():
     plain = filled_network()
     plain.load_state_dict(gpt.state_dict(), strict=False)
     idx = random_ids(gpt, 2, 6)
-    assert gpt.ngrams.is_empty
+    assert not gpt.ngrams.has_counted
     assert torch.equal(gpt(idx), plain(idx))
 
 

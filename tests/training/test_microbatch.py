@@ -29,7 +29,7 @@ def test_loss_and_gradient_are_those_of_the_whole_batch(kind):
         torch.nn.init.normal_(p, std=0.2)
     if module.gpt.ngrams is not None:
         module.gpt.ngrams.count(torch.randint(20, (3000,)).numpy())
-    batch = torch.randint(20, (24, 256)), torch.randint(20, (24, 256))
+    batch = *torch.randint(20, (2, 24, 256)), torch.arange(24) * 100
     whole = module.losses_in_training_text(*batch).mean()
     expected = torch.autograd.grad(whole, list(module.parameters()))
 
