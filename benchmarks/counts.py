@@ -3,8 +3,8 @@
     python benchmarks/counts.py --text FILE [--rounds 15]
 
 The network of configs/gpt_char.yaml, compiled, 2,048 characters a step, in windows of 64, 256 and
-1,024; forward and backward without the optimizer. Medians in milliseconds; the networks take turns.
-FILE is any text of about a megabyte.
+1,024, the optimizer among it. Medians in milliseconds; the networks take turns. FILE is any text of
+about a megabyte.
 """
 
 import argparse
@@ -26,23 +26,28 @@ from lightning_app.data.tokenizer import Tokenizer
 from lightning_app.hardware import choose_precision, matmul_speed
 from lightning_app.model.gpt import GPT, GPTConfig, loss_per_character
 from lightning_app.model.ngrams import NgramCounts
+from lightning_app.training.optimizer import MuonAdamW, OptimOptions, parameter_groups
 
 SIZES = {"block_size": 1024, "n_layer": 4, "n_head": 5, "n_embd": 160}
 ROWS = (4096, 65536, 262144, 262144, 262144)
 CHARACTERS = 2048  # a step
 
+Batch = tuple[Tensor, Tensor, Tensor]  # idx, targets, begins
 
-def network(ids: NDArray[np.integer], alphabet: str, rows: tuple[int, ...]) -> GPT:
+
+def network(
+    ids: NDArray[np.integer], alphabet: str, rows: tuple[int, ...]
+) -> tuple[GPT, MuonAdamW]:
     torch.manual_seed(0)
     gpt = GPT(GPTConfig(vocab_size=len(alphabet), ngram_rows=rows, **SIZES))
     if gpt.ngrams is not None:
         gpt.ngrams.use_code_points(alphabet)
         gpt.ngrams.count(ids)
     gpt.compile(dynamic=False)
-    return gpt
+    return gpt, MuonAdamW(parameter_groups(gpt, OptimOptions()), compile=True)
 
 
-def windows(ids: NDArray[np.integer], size: int) -> tuple[Tensor, Tensor, Tensor]:
+def windows(ids: NDArray[np.integer], size: int) -> Batch:
     """Ids and targets (B, size) at random places of the text, and the places (B,)."""
     begins = torch.randint(len(ids) - size, (CHARACTERS // size,))
     rows = np.stack([ids[b : b + size + 1] for b in begins.tolist()]).astype(np.int64)
@@ -55,15 +60,17 @@ def milliseconds(run: Callable[[], object]) -> float:
     return 1000 * (time.perf_counter() - began)
 
 
-def step(gpt: GPT, batch: tuple[Tensor, Tensor, Tensor], bf16: bool) -> None:
+def step(gpt: GPT, optimizer: MuonAdamW, batch: Batch, bf16: bool) -> None:
     idx, targets, begins = batch
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         loss = loss_per_character(gpt(idx, begins=begins), targets).mean()
     loss.backward()
-    gpt.zero_grad()
+    torch.nn.utils.clip_grad_norm_(gpt.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
 
 
-def look_up(ngrams: NgramCounts, batch: tuple[Tensor, Tensor, Tensor]) -> object:
+def look_up(ngrams: NgramCounts, batch: Batch) -> object:
     idx, _, begins = batch
     return ngrams.look_up(idx, begins=begins)
 
@@ -80,7 +87,8 @@ def main() -> None:
     rate = matmul_speed("cpu", precision, seconds=1.0).flops_per_second / 1e9
     print(f"{precision}, {rate:.0f} GFLOP/s")
     without, counting = network(ids, alphabet, ()), network(ids, alphabet, ROWS)
-    assert counting.ngrams is not None
+    ngrams = counting[0].ngrams
+    assert ngrams is not None
     bf16 = precision.startswith("bf16")
     print("windows  without     with  ratio  look-up alone  one repeated character")
     for size in (64, 256, 1024):
@@ -88,15 +96,15 @@ def main() -> None:
         repeated = torch.zeros(CHARACTERS // size, size + 1, dtype=torch.int64)
         hard = repeated[:, :-1], repeated[:, 1:], torch.zeros(len(repeated), dtype=torch.int64)
         for _ in range(3):  # compiles
-            step(without, hard, bf16)
-            step(counting, hard, bf16)
+            step(*without, hard, bf16)
+            step(*counting, hard, bf16)
         for _ in range(args.rounds):
             batch = windows(ids, size)
             runs: dict[str, Callable[[], object]] = {
-                "without": lambda b=batch: step(without, b, bf16),
-                "with": lambda b=batch: step(counting, b, bf16),
-                "look-up": lambda b=batch: look_up(counting.ngrams, b),
-                "repeated": lambda h=hard: look_up(counting.ngrams, h),
+                "without": lambda b=batch: step(*without, b, bf16),
+                "with": lambda b=batch: step(*counting, b, bf16),
+                "look-up": lambda b=batch: look_up(ngrams, b),
+                "repeated": lambda h=hard: look_up(ngrams, h),
             }
             for name, run in runs.items():
                 times.setdefault(name, []).append(milliseconds(run))
