@@ -4,6 +4,9 @@ A pure function, `choose`, with a law of few constants (benchmarks/RESULTS.md ha
 
 - *Size.* The best network reads about `CHARACTERS_PER_PARAMETER` characters per parameter, so that
   both grow as the square root of the computation, as in Chinchilla (arXiv 2203.15556).
+- *Small texts.* With n-gram counts a network has learned what a text can teach it after about
+  `MAX_PASSES`; with more, and with more than `PARAMETERS_PER_CHARACTER`, it memorises, whatever the
+  regularisation. A run on a small text therefore ends before its time is over.
 - *Shape.* The width determines the rest: heads of 32 dimensions, and 2 + width / 64 layers.
 - *Regularisation.* It depends on how often the text is read, the number of passes. Up to
   `FREE_PASSES`, reading again is worth nearly as much as new text (arXiv 2305.16264); with more,
@@ -33,6 +36,9 @@ MAX_ROWS = 2**18
 SECONDS_TO_COUNT = 1e-6  # a character, in all tables
 COUNTING_SHARE = 0.15  # of the time, at most
 FREE_PASSES = 4.0
+MAX_PASSES = 12.0
+PARAMETERS_PER_CHARACTER = 20.0
+MIN_STEPS = 20
 MUON_RATE = 0.03  # for RATE_STEPS steps; with more, it falls as 1 / sqrt(steps)
 RATE_STEPS = 3200
 SCORING_TIME = 1 / 3  # of the time that training on a character takes
@@ -126,21 +132,25 @@ def add_windows(values: dict[str, Any], task: Task) -> list[Line]:
 
 def add_network(values: dict[str, Any], task: Task) -> list[Line]:
     given = all(name in values for name in SIZES)
+    why = "a larger one would read too little text in this time, a smaller one would learn less"
     chosen = shape(values, WIDTHS[0])
     for width in WIDTHS[1:]:
         if width % (2 * shape(values, width)["model.n_head"]):
             continue  # the given heads do not fit
         network = network_config(values | shape(values, width), task.vocab_size)
-        wanted = CHARACTERS_PER_PARAMETER * parameter_count(network)
+        parameters = parameter_count(network)
+        wanted = min(CHARACTERS_PER_PARAMETER * parameters, MAX_PASSES * task.characters)
         if "trainer.max_steps" in values:
             wanted = values["trainer.max_steps"] * characters_per_step(values)
+        elif parameters > PARAMETERS_PER_CHARACTER * task.characters:
+            why = "a larger one would memorise so small a text"
+            break
         if characters_in_time(values, network, task) < wanted:
             break
         chosen = shape(values, width)
     values.update(chosen)
     values.setdefault("model.rope_theta", 500.0)
     network = network_config(values, task.vocab_size)
-    why = "a larger one would read too little text in this time, a smaller one would learn less"
     sizes = f"{network.n_layer} layers, {network.n_head} heads, width {network.n_embd}"
     return [("size", f"{sizes}: {'given' if given else why}")]
 
@@ -167,7 +177,8 @@ def add_tables(values: dict[str, Any], task: Task) -> list[Line]:
 
 
 def add_steps(values: dict[str, Any], task: Task) -> list[Line]:
-    """As many steps as the time allows; validation takes at most VALIDATION_SHARE of it."""
+    """As many steps as the time and MAX_PASSES allow; validation takes at most VALIDATION_SHARE of
+    the time."""
     network = network_config(values, task.vocab_size)
     per_step = characters_per_step(values)
     flops = training_flops(values, network)
@@ -177,8 +188,17 @@ def add_steps(values: dict[str, Any], task: Task) -> list[Line]:
     allowed = VALIDATION_SHARE * time / cost
     number = max(1, min(VALIDATIONS, int(allowed / task.held_out)))
     scored = min(task.held_out, allowed / number)
-    steps = max(20, int((time - number * scored * cost) / per_step))
-    why = "given" if "trainer.max_steps" in values else "as many as the time allows"
+    in_time = int((time - number * scored * cost) / per_step)
+    useful = int(MAX_PASSES * task.characters / per_step)
+    steps = max(MIN_STEPS, min(in_time, useful))
+    why = "as many as the time allows"
+    if "trainer.max_steps" in values:
+        why = "given"
+    elif useful < in_time:
+        why = (
+            f"{MAX_PASSES:g} passes over the text, after which it would be memorised; the run ends "
+            "before the time is over"
+        )
     steps = values.setdefault("trainer.max_steps", steps)
     interval = values.setdefault("trainer.val_check_interval", math.ceil(steps / number))
 
