@@ -1,10 +1,12 @@
-"""What n-gram counts cost: a training step with and without them, and the look-up alone.
+"""What n-gram counts cost: in a training step, in the look-up alone, and in generation.
 
     python benchmarks/counts.py --text FILE [--rounds 15]
+    python benchmarks/counts.py --run NAME [--rounds 15]
 
 The network of configs/gpt_char.yaml, compiled, 2,048 characters a step, in windows of 64, 256 and
 1,024, the optimizer among it. Medians in milliseconds; the networks take turns. FILE is any text of
-about a megabyte.
+about a megabyte. With --run, the run's network generates with its counts and without them:
+characters a second, from position 100 to the end of the context.
 """
 
 import argparse
@@ -12,7 +14,10 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -23,14 +28,20 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from lightning_app.data.tokenizer import Tokenizer
+from lightning_app.generation.cpu_engine import WeightFormat
+from lightning_app.generation.generate import generate_ids, sample_rng
+from lightning_app.generation.sampling import GenerateOptions
 from lightning_app.hardware import choose_precision, matmul_speed
 from lightning_app.model.gpt import GPT, GPTConfig, loss_per_character
 from lightning_app.model.ngrams import NgramCounts
+from lightning_app.runs.checkpoint import load
+from lightning_app.runs.folders import find_checkpoint
 from lightning_app.training.optimizer import MuonAdamW, OptimOptions, parameter_groups
 
 SIZES = {"block_size": 1024, "n_layer": 4, "n_head": 5, "n_embd": 160}
 ROWS = (4096, 65536, 262144, 262144, 262144)
 CHARACTERS = 2048  # a step
+UNTIMED = 100  # characters of each generated text
 
 Batch = tuple[Tensor, Tensor, Tensor]  # idx, targets, begins
 
@@ -75,12 +86,35 @@ def look_up(ngrams: NgramCounts, batch: Batch) -> object:
     return ngrams.look_up(idx, begins=begins)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--text", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=15)
-    args = parser.parse_args()
-    text = args.text.read_text(encoding="utf-8")
+def characters_per_second(gpt: GPT, weights: WeightFormat, texts: int) -> float:
+    options = GenerateOptions().resolve()
+    rngs = [sample_rng(1, 0, i) for i in range(texts)]
+    steps = generate_ids(gpt, [[0]] * texts, rngs, options, weights=weights)
+    for _ in range(UNTIMED):
+        next(steps)
+    began = time.perf_counter()
+    written = sum(len(ids) for ids in islice(steps, gpt.config.block_size - 1 - UNTIMED))
+    return written / (time.perf_counter() - began)
+
+
+def compare_generation(run: str, rounds: int) -> None:
+    counting = load(find_checkpoint(None, run)).gpt
+    without = GPT(replace(counting.config, ngram_rows=())).eval()
+    without.load_state_dict(counting.state_dict(), strict=False)
+    print("texts  weights   without     with  ratio")
+    for texts in (1, 64):
+        for weights in get_args(WeightFormat):
+            speeds: dict[GPT, list[float]] = {without: [], counting: []}
+            for i in range(rounds + 1):
+                for gpt, values in speeds.items():
+                    speed = characters_per_second(gpt, weights, texts)
+                    values += [speed] if i else []  # the first packs the weights
+            a, b = (statistics.median(values) for values in speeds.values())
+            print(f"{texts:5}  {weights:8}  {a:7,.0f}  {b:7,.0f}  {b / a:5.2f}", flush=True)
+
+
+def compare_steps(file: Path, rounds: int) -> None:
+    text = file.read_text(encoding="utf-8")
     alphabet = "".join(sorted(set(text)))
     ids = Tokenizer(alphabet).encode(text)
     precision = choose_precision("cpu")
@@ -98,7 +132,7 @@ def main() -> None:
         for _ in range(3):  # compiles
             step(*without, hard, bf16)
             step(*counting, hard, bf16)
-        for _ in range(args.rounds):
+        for _ in range(rounds):
             batch = windows(ids, size)
             runs: dict[str, Callable[[], object]] = {
                 "without": lambda b=batch: step(*without, b, bf16),
@@ -115,6 +149,18 @@ def main() -> None:
             f"{median['look-up']:13.1f}  {median['repeated']:22.1f}",
             flush=True,
         )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--text", type=Path)
+    parser.add_argument("--run")
+    parser.add_argument("--rounds", type=int, default=15)
+    args = parser.parse_args()
+    if args.run:
+        compare_generation(args.run, args.rounds)
+    if args.text:
+        compare_steps(args.text, args.rounds)
 
 
 if __name__ == "__main__":
