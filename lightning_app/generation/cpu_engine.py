@@ -78,7 +78,7 @@ class PackedWeights(NamedTuple):
     ngram_gates: NDArray  # (2 N, D) float32
     ngram_starts: NDArray  # (rows of all tables + 1,)
     ngram_characters: NDArray  # (P,)
-    ngram_shares: NDArray  # (P,) float32
+    ngram_shares: NDArray  # (P,) uint8, times 255
     codes: NDArray  # (V,) of the characters, for the tables
 
 
@@ -91,7 +91,7 @@ class CPUCache(NamedTuple):
     key_scale: NDArray  # (L, B, n_kv_head, block_size) float32, 1 except for int8
     value_scale: NDArray
     ids: NDArray  # (B, block_size) int64
-    hashes: NDArray  # (B, N, block_size) int64
+    hashes: NDArray  # (B, N, block_size) uint32
 
 
 def pack_weights(gpt: GPT, weights: WeightFormat = "float32") -> PackedWeights:
@@ -132,7 +132,7 @@ def pack_weights(gpt: GPT, weights: WeightFormat = "float32") -> PackedWeights:
             as_array((ngrams.gates * gpt.norm.weight).float()),
             as_array(ngrams.starts),
             as_array(ngrams.characters),
-            as_array(ngrams.shares / 255),
+            as_array(ngrams.shares),
             as_array(ngrams.codes),
         )
 
@@ -178,7 +178,7 @@ class CPUEngine:
         keys, values = (np.zeros(shape, dtype=cache_dtype) for _ in "kv")
         key_scale, value_scale = (np.ones(shape[:-1], dtype=np.float32) for _ in "kv")
         ids = np.zeros((rows, shape[3]), dtype=np.int64)
-        hashes = np.zeros((rows, len(gpt.config.ngram_rows), shape[3]), dtype=np.int64)
+        hashes = np.zeros((rows, len(gpt.config.ngram_rows), shape[3]), dtype=np.uint32)
         self.cache = CPUCache(keys, values, key_scale, value_scale, ids, hashes)
         self.length = np.zeros(rows, dtype=np.int64)  # (B,) characters in the cache
         most = min(torch.get_num_threads(), max_threads())

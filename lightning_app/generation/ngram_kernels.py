@@ -9,6 +9,8 @@ from numba import prange
 from lightning_app.generation.numba_cache import compiled
 from lightning_app.model.ngrams import MASK, MULTIPLIER
 
+SCANNED_AT_ONCE = 64  # positions
+
 
 @compiled()
 def remember(token, position, w, ids, hashes):
@@ -35,20 +37,24 @@ def find_shares(position, w, ids, hashes, sources, characters, shares):
         first += w.ngram_rows[table]
         for entry in range(w.ngram_starts[row], w.ngram_starts[row + 1]):
             sources[found], characters[found] = table, w.ngram_characters[entry]
-            shares[found] = w.ngram_shares[entry]
+            shares[found] = np.float32(w.ngram_shares[entry]) / np.float32(255)
             found += 1
         begin, total = found, 0
-        for place in range(table + 1, position):  # in the window; compiles to vector instructions
-            total += hashes[table, place] == h
-        if total == 0:
-            continue
-        for place in range(table + 1, position):
-            if hashes[table, place] == h:
-                character = ids[place + 1]
-                if counts[character] == 0:
-                    sources[found], characters[found] = tables + table, character
-                    found += 1
-                counts[character] += 1
+        for start in range(table + 1, position, SCANNED_AT_ONCE):  # in the window
+            end = min(start + SCANNED_AT_ONCE, position)
+            matches = 0
+            for place in range(start, end):  # compiles to vector instructions
+                matches += hashes[table, place] == h
+            if matches == 0:
+                continue
+            total += matches
+            for place in range(start, end):
+                if hashes[table, place] == h:
+                    character = ids[place + 1]
+                    if counts[character] == 0:
+                        sources[found], characters[found] = tables + table, character
+                        found += 1
+                    counts[character] += 1
         for i in range(begin, found):
             p = counts[characters[i]] / (total + 2)
             shares[i] = np.log1p(100 * p) / np.log(101)

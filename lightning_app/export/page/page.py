@@ -119,7 +119,7 @@ def pack_tensors(gpt: GPT) -> tuple[dict[str, int], bytes]:
         arrays["ngram_vectors"], arrays["ngram_gates"] = packed.ngram_vectors, packed.ngram_gates
         arrays["ngram_lengths"] = np.diff(packed.ngram_starts).astype(index)  # entries of each row
         arrays["ngram_characters"] = packed.ngram_characters.astype(index)
-        arrays["ngram_shares"] = (packed.ngram_shares * 255).round().astype(np.uint8)
+        arrays["ngram_shares"] = packed.ngram_shares
     offsets, weights = {}, bytearray()
     for name, array in arrays.items():
         offsets[name] = len(weights)
