@@ -44,6 +44,7 @@ from lightning_app.model.ngrams import NgramCounts
 from lightning_app.torch_internals import packed_linear
 
 WeightFormat = Literal["float32", "bfloat16", "int8"]
+Found = tuple[NDArray, NDArray, NDArray, NDArray]  # as `add_vectors_rows` returns it
 PREFILL_SIZE = 128  # characters that a prefill computes together
 # Sizes of PyTorch's products. oneDNN compiles code for each size, which takes milliseconds and
 # about 2 MB for a layer's products, so that others are padded.
@@ -302,13 +303,13 @@ class CPUEngine:
             logits = np.empty((1, len(w.head)), dtype=np.float32)
             next_logits(tokens[0], rows[0], positions[0], w, self.cache, logits[0], self.threads)
             return logits
-        x = self.forward(rows, tokens, positions)
+        x, found = self.forward(rows, tokens, positions)
         final = torch.zeros(self.product_size(len(x)), x.shape[1])
         h = as_array(final)
         normalize_rows(x, h, self.threads)
         logits = as_array(self.head(final))[: len(x)]
-        if len(w.ngram_rows):
-            add_logits_rows(rows, positions, w, self.cache, h, logits, self.threads)
+        if found is not None:
+            add_logits_rows(*found, w, h, logits, self.threads)
         return logits
 
     def product_size(self, n: int) -> int:
@@ -318,17 +319,18 @@ class CPUEngine:
 
     def forward(
         self, rows: NDArray[np.int64], tokens: NDArray[np.int64], positions: NDArray[np.int64]
-    ) -> NDArray[np.float32]:
-        """Add n characters to the cache; the output of the last block, (n, D).
+    ) -> tuple[NDArray[np.float32], Found | None]:
+        """Add n characters to the cache; the output of the last block, (n, D), and the shares of
+        the n-gram counts.
 
         rows, tokens, positions (n,): where each is, and its id. The characters before it are in the
         cache, or earlier among the n.
         """
         w, threads = self.packed, self.threads
-        x = w.embedding[tokens]  # (n, D) float32
+        x, found = w.embedding[tokens], None  # (n, D) float32
         if len(w.ngram_rows):
             remember_rows(tokens, rows, positions, w, self.cache)
-            add_vectors_rows(rows, positions, w, self.cache, x, threads)
+            found = add_vectors_rows(rows, positions, w, self.cache, x, threads)
         size = self.product_size(len(x))  # rows beyond the n are 0
         h, attended = (torch.zeros(size, x.shape[1], dtype=self.dtype) for _ in "12")
         activated = torch.zeros(size, w.down.shape[2], dtype=self.dtype)
@@ -342,4 +344,4 @@ class CPUEngine:
             add_rows(x, as_array(o(attended)), w.o_scale[layer], h_, threads)
             activate_rows(as_array(gate_up(h)), w.gate_up_scale[layer], activated_, threads)
             add_rows(x, as_array(down(activated)), w.down_scale[layer], h_, threads)
-        return x
+        return x, found

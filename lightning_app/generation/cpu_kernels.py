@@ -231,7 +231,8 @@ def next_logits(token, row, position, w, cache, logits, threads):
     mlp_size = w.down.shape[2]
     x = w.embedding[token].copy()
     remember(token, position, w, cache.ids[row], cache.hashes[row])
-    sources, characters, shares = empty_shares(w, block_size)
+    all_sources, all_characters, all_shares = empty_shares(1, w, block_size)
+    sources, characters, shares = all_sources[0], all_characters[0], all_shares[0]
     found = find_shares(position, w, cache.ids[row], cache.hashes[row], sources, characters, shares)
     add_vectors(found, sources, characters, shares, w, x)
     h = np.empty(n_embd, dtype=np.float32)

@@ -63,14 +63,14 @@ def find_shares(position, w, ids, hashes, sources, characters, shares):
 
 
 @compiled()
-def empty_shares(w, block_size):
-    """Three arrays for all that `find_shares` can find: sources, characters and shares."""
+def empty_shares(n, w, block_size):
+    """Arrays for all that `find_shares` can find at n positions: sources, characters and shares."""
     characters = w.codes.shape[0]
     most = w.ngram_rows.shape[0] * (characters + min(characters, block_size))
     return (
-        np.empty(most, dtype=np.int32),
-        np.empty(most, dtype=np.int32),
-        np.empty(most, dtype=np.float32),
+        np.empty((n, most), dtype=np.int32),
+        np.empty((n, most), dtype=np.int32),
+        np.empty((n, most), dtype=np.float32),
     )
 
 
@@ -108,23 +108,25 @@ def remember_rows(tokens, rows, positions, w, cache):
 
 @compiled(parallel=True)
 def add_vectors_rows(rows, positions, w, cache, x, threads):
-    """`find_shares` and `add_vectors` for each row of x (n, D)."""
+    """`find_shares` and `add_vectors` for each row of x (n, D). Returns what was found: how many
+    (n,), sources, characters and shares (n, most)."""
     n = x.shape[0]
+    found = np.empty(n, dtype=np.int64)
+    sources, characters, shares = empty_shares(n, w, cache.ids.shape[1])
     for thread in prange(threads):
-        sources, characters, shares = empty_shares(w, cache.ids.shape[1])
         for i in range(thread * n // threads, (thread + 1) * n // threads):
             ids, hashes = cache.ids[rows[i]], cache.hashes[rows[i]]
-            found = find_shares(positions[i], w, ids, hashes, sources, characters, shares)
-            add_vectors(found, sources, characters, shares, w, x[i])
+            found[i] = find_shares(
+                positions[i], w, ids, hashes, sources[i], characters[i], shares[i]
+            )
+            add_vectors(found[i], sources[i], characters[i], shares[i], w, x[i])
+    return found, sources, characters, shares
 
 
 @compiled(parallel=True)
-def add_logits_rows(rows, positions, w, cache, h, logits, threads):
-    """`find_shares` and `add_logits` for each row: h (n, D), logits (n, V)."""
+def add_logits_rows(found, sources, characters, shares, w, h, logits, threads):
+    """`add_logits` for each row: h (n, D), logits (n, V), and what `add_vectors_rows` found."""
     n = logits.shape[0]
     for thread in prange(threads):
-        sources, characters, shares = empty_shares(w, cache.ids.shape[1])
         for i in range(thread * n // threads, (thread + 1) * n // threads):
-            ids, hashes = cache.ids[rows[i]], cache.hashes[rows[i]]
-            found = find_shares(positions[i], w, ids, hashes, sources, characters, shares)
-            add_logits(found, sources, characters, shares, w, h[i], logits[i])
+            add_logits(found[i], sources[i], characters[i], shares[i], w, h[i], logits[i])

@@ -15,8 +15,8 @@ def test_every_position_has_the_shares_that_the_network_looks_up(symbols):
     w, size, tables = pack_weights(gpt), gpt.config.block_size, len(gpt.config.ngram_rows)
     window = np.random.default_rng(0).integers(symbols, size=size)
     expected = gpt.ngrams.look_up(torch.from_numpy(window)[None])[0]  # (T, 2 N, V)
-    ids, hashes = np.zeros(size, dtype=np.int64), np.zeros((tables, size), dtype=np.int64)
-    sources, characters, shares = empty_shares(w, size)
+    ids, hashes = np.zeros(size, dtype=np.int64), np.zeros((tables, size), dtype=np.uint32)
+    sources, characters, shares = (array[0] for array in empty_shares(1, w, size))
     for position, token in enumerate(window):
         remember(token, position, w, ids, hashes)
         found = find_shares(position, w, ids, hashes, sources, characters, shares)
