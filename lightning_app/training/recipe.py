@@ -46,7 +46,7 @@ VALIDATION_SHARE = 0.1  # of the time, at most
 VALIDATIONS = 5  # at most; the best of them is kept
 DECAY_FOLDS = 4.0  # for each doubling of the passes above FREE_PASSES
 FIRST_DECAY = 0.2  # weight decay at the first step, relative to that at the last
-DROPOUT = 0.03  # for each doubling
+DROPOUT = 0.06  # for each doubling
 
 GENERATE = {"sampling": "top_p", "top_p": 0.9, "temperature": 1.0}
 SIZES = ("model.n_embd", "model.n_layer", "model.n_head")
