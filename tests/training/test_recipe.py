@@ -95,13 +95,11 @@ def test_a_slow_machine_has_the_recipe_of_a_fast_one_with_less_time():
     assert choose(slow).values == choose(replace(TASK, seconds=TASK.seconds / 2)).values
 
 
-def test_regularisation_begins_after_the_free_passes_and_grows():
+def test_regularisation_begins_after_the_free_passes():
     recipes = [choose(replace(TASK, characters=n)) for n in (10**7, 10**6, 10**5, 10**4)]
     for name in ("model.dropout", "optim.final_weight_decay"):
         chosen = [recipe.values[name] for recipe in recipes]
-        assert chosen[0] == 0
-        assert chosen == sorted(chosen)
-        assert chosen[0] < chosen[-1]
+        assert chosen[0] == 0 < min(chosen[1:])
     assert passes(recipes[0].values, replace(TASK, characters=10**7)) < FREE_PASSES
 
 
