@@ -208,7 +208,9 @@ def lines_beside_compressors(job: "Job", loss: float) -> list[str]:
     if best.nats < loss:
         read = job.trainer.global_step * job.facts["global_batch"] * data.block_size
         passes = read / (bounds["train"][1] - bounds["train"][0])
-        more = "more text of this kind" if passes > FREE_PASSES else "more minutes"
+        more = "more minutes"
+        if passes > FREE_PASSES:
+            more = "more text of this kind, or the weights of a run on such text (--init_from),"
         lines.append(
             f"the compressor is better: {more} would help; the training text was read "
             f"{passes:.1f} times"
