@@ -241,7 +241,7 @@ def test_without_a_validation_there_are_no_figures(tmp_path, monkeypatch):
     [
         (10, 1e-6, None),  # the network is better
         (10, 2.0, "the compressor is better: more minutes would help"),
-        (1000, 2.0, "the compressor is better: more text of this kind, or the weights of a run on such text"),
+        (1000, 2.0, "the compressor is better: more text of this kind, or the weights of a run on"),
     ],
 )
 def test_a_planned_run_is_compared_with_a_compressor(tmp_path, steps, loss, line):
