@@ -157,6 +157,8 @@ def main() -> None:
     parser.add_argument("--run")
     parser.add_argument("--rounds", type=int, default=15)
     args = parser.parse_args()
+    if not args.run and not args.text:
+        parser.error("give --text, --run or both")
     if args.run:
         compare_generation(args.run, args.rounds)
     if args.text:
