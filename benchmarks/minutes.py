@@ -3,10 +3,11 @@
     python benchmarks/minutes.py --texts proverbs alice --minutes 3 --others 12 --to FOLDER
 
 For each text: the plan's loss and time; the best of `--others` random recipes, which change one to
-three of the plan's values, train for the same time and are validated on the same characters; the
-regret, which is the plan's loss minus the lowest of all; and PPMd of order 6. Losses are in nats
-per character. A run that is finished is not trained again, so that an interrupted comparison goes
-on. Texts are fetched to FOLDER, where the runs are too.
+three of the plan's values and train for the same time, and of the configs `--configs`, which take
+their own time; the regret, which is the plan's loss minus the lowest of all; and PPMd of order 6.
+Losses are in nats per character, of the same characters. A run that is finished is not trained
+again, so that an interrupted comparison goes on. Texts are fetched to FOLDER, where the runs are
+too.
 """
 
 import argparse
@@ -50,19 +51,26 @@ def random_changes(plan: dict[str, Any], draw: random.Random) -> dict[str, Any]:
     return {key: value for name in names for key, value in changes[name].items()}
 
 
-def train(folder: Path, run: str, text: Path, minutes: float, changes: dict[str, Any]) -> float:
-    """Train the run unless it is finished; its seconds, 0 if it was finished before."""
+def train(folder: Path, run: str, text: Path, recipe: list[str], changes: dict[str, Any]) -> float:
+    """Train the run unless it is finished; its seconds."""
     marker = folder / "logs" / run / "seconds"
     if marker.exists():
         return float(marker.read_text())
     command = [sys.executable, str(ROOT / "main.py"), "fit", "--data.corpus", str(text)]
-    command += ["--minutes", f"{minutes:g}", "--run", run]
+    command += [*recipe, "--run", run]
     command += [f"--{name}={json.dumps(value)}" for name, value in changes.items()]
     began = time.perf_counter()
     subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL)
     seconds = time.perf_counter() - began
     marker.write_text(f"{seconds:.1f}")
     return seconds
+
+
+def same_characters(plan: dict[str, Any]) -> dict[str, Any]:
+    """The options that make a config validate what the plan validates."""
+    batches = plan["trainer"].get("limit_val_batches")
+    options = {"data.splits": plan["data"]["splits"], "trainer.limit_val_batches": batches}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def loss(folder: Path, run: str) -> float:
@@ -82,6 +90,7 @@ def main() -> None:
     parser.add_argument("--texts", nargs="+", default=[text.name for text in TEXTS])
     parser.add_argument("--minutes", type=float, nargs="+", default=[3.0])
     parser.add_argument("--others", type=int, default=12)
+    parser.add_argument("--configs", nargs="+", default=[])
     parser.add_argument("--to", type=Path, required=True)
     args = parser.parse_args()
     args.to.mkdir(parents=True, exist_ok=True)
@@ -90,23 +99,27 @@ def main() -> None:
         text = texts[name].resolve()
         reference = ppmd(args.to, text)
         for minutes in args.minutes:
-            run = f"{name}-{minutes:g}"
-            seconds = train(args.to, run, text, minutes, {})
+            run, dial = f"{name}-{minutes:g}", ["--minutes", f"{minutes:g}"]
+            seconds = train(args.to, run, text, dial, {})
             planned = loss(args.to, run)
-            config = args.to / "logs" / run / "config.yaml"
-            plan = yaml.safe_load(config.read_text())
+            plan = yaml.safe_load((args.to / "logs" / run / "config.yaml").read_text())
             draw = random.Random(run)
-            best, how = planned, {}
-            for i in range(args.others):
-                changes = random_changes(plan, draw)
-                train(args.to, f"{run}-{i}", text, minutes, changes)
-                found = loss(args.to, f"{run}-{i}")
-                print(f"  {found:.4f}  {changes}", file=sys.stderr, flush=True)
+            others = [(f"{run}-{i}", dial, random_changes(plan, draw)) for i in range(args.others)]
+            others += [
+                (f"{name}-{config}", ["--config", config], same_characters(plan))
+                for config in args.configs
+            ]
+            best, how = planned, ""
+            for other, recipe, changes in others:
+                taken = train(args.to, other, text, recipe, changes)
+                found = loss(args.to, other)
+                what = f"{' '.join(recipe)} {changes}"
+                print(f"  {found:.4f} in {taken:.0f} s  {what}", file=sys.stderr, flush=True)
                 if found < best:
-                    best, how = found, changes
+                    best, how = found, what
             print(
                 f"{name:<10} {minutes:g} minutes: {planned:.4f} in {seconds:.0f} s; best "
-                f"{best:.4f}, regret {planned - best:.4f} {how or ''}; PPMd {reference:.4f}",
+                f"{best:.4f}, regret {planned - best:.4f} {how}; PPMd {reference:.4f}",
                 flush=True,
             )
 
