@@ -23,7 +23,7 @@ from lightning_app.model.gpt import GPT
 
 CHARACTERS_PER_CALL = 16  # that the compiled engine generates before it returns them
 MAX_BATCH = 64  # texts generated together
-COMPILING = "compiling for {}: once on this machine, about half a minute"
+COMPILING = "compiling for {}, only this first time: about half a minute"
 
 
 @torch.no_grad()

@@ -60,7 +60,7 @@ CACHE_FOLDER = str(cache_folder())
 
 
 def has_compiled_code() -> bool:
-    """Whether the loops have been compiled on this machine."""
+    """Whether the loops have been compiled, for this copy of the program."""
     return Path(CACHE_FOLDER).is_dir()
 
 

@@ -201,15 +201,17 @@ def print_texts(
         disable=not several or not sys.stderr.isatty(),
     )
 
+    unprinted = "" if several else prompts[0]  # until the first characters: compiling is said first
+
     def show(new: list[str]) -> None:
+        nonlocal unprinted
         bar.update()
         if not several:
-            sys.stdout.write(new[0])
+            sys.stdout.write(unprinted + new[0])
+            unprinted = ""
             if sys.stdout.isatty():
                 sys.stdout.flush()
 
-    if not several:
-        sys.stdout.write(prompts[0])
     starts = (prompt for prompt in prompts for _ in range(num_samples))
     completed = generate_text(
         trained.gpt,
@@ -229,7 +231,7 @@ def print_texts(
             sys.stdout.write(f"\n{SEPARATOR}\n" * bool(texts) + start + text)
         texts.append(start + text)
     bar.close()
-    sys.stdout.write("\n")
+    sys.stdout.write(f"{unprinted}\n")
     sys.stdout.flush()
     return texts
 
