@@ -29,6 +29,7 @@ from tqdm import tqdm
 MULTIPLIER = 0x735A2D97  # odd and below 2**31, so that int64 holds the product of the hash
 MASK = 0xFFFFFFFF
 COUNTED_AT_ONCE = 1 << 20  # characters
+MAX_COUNTED = 20_000_000  # characters of a text; more takes longer, and teaches little
 DENSE_SIZE = 4096  # up to this many vectors, one product with all of them is faster than a gather
 
 PARTS = 16  # of the training text; see `NgramCounts.count`
@@ -71,9 +72,11 @@ def shares_of_counts(sources: Tensor, counts: Tensor, size: int) -> Tensor:
 
 def counted_ranges(n: int) -> Iterator[tuple[int, int]]:
     """Ranges of the positions 0 to n - 2, each in one of PARTS equal parts of a text of n
-    characters, and of at most COUNTED_AT_ONCE."""
+    characters, and of at most COUNTED_AT_ONCE. Of a text longer than MAX_COUNTED, they are the
+    beginning of each part."""
     edges = [-(-n * k // PARTS) for k in range(PARTS)]  # where position * PARTS // n becomes k
-    for first, last in zip(edges, [*edges[1:], n - 1], strict=True):
+    for first, end in zip(edges, [*edges[1:], n - 1], strict=True):
+        last = min(end, first + MAX_COUNTED // PARTS)
         for begin in range(first, min(last, n - 1), COUNTED_AT_ONCE):
             yield begin, min(begin + COUNTED_AT_ONCE, last, n - 1)
 
@@ -193,14 +196,20 @@ class NgramCounts(nn.Module):
     def count(self, ids: NDArray[np.integer]) -> None:
         """Fill the tables with the counts of a text, its ids (n,); earlier counts are dropped.
 
-        Its parts are PARTS equal ones, by the position of the n-gram's last character.
+        Of a long text, MAX_COUNTED characters are counted, which are spread over it. Its parts are
+        PARTS equal ones, by the position of the n-gram's last character.
         """
         N, V, n = len(self.rows), self.vocab_size, len(ids)
         found: list[NDArray[np.int64]] = []
         times: list[NDArray[np.int64]] = []
         parts: list[int] = []
         bar = tqdm(
-            total=n, desc="counting n-grams", unit="character", delay=2, leave=False, disable=None
+            desc="counting n-grams",
+            total=min(n, MAX_COUNTED),
+            unit="character",
+            delay=2,
+            leave=False,
+            disable=None,
         )
         for first, last in counted_ranges(n):
             before = min(first, N)
@@ -215,7 +224,8 @@ class NgramCounts(nn.Module):
             parts.append(first * PARTS // n)
             bar.update(last - first)
         bar.close()
-        entries = np.unique(np.concatenate(found))
+        # With counts NumPy sorts; without them it takes ten times as long.
+        entries, _ = np.unique(np.concatenate(found), return_counts=True)
         self.allocate(len(entries))
         per_row = np.bincount(entries // V, minlength=sum(self.rows))
         self.starts[1:] = torch.from_numpy(per_row.cumsum())

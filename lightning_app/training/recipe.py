@@ -23,6 +23,7 @@ from lightning_app.data.splits import SplitText
 from lightning_app.data.windows import mean_window_size
 from lightning_app.hardware import MatmulSpeed, seconds_per_flop
 from lightning_app.model.gpt import GPTConfig
+from lightning_app.model.ngrams import MAX_COUNTED
 from lightning_app.training.schedules import ScheduleOptions, learning_rate_scale
 
 CHARACTERS_PER_PARAMETER = 3.3
@@ -33,8 +34,8 @@ BLOCK_SIZE = 1024
 CHARACTERS_PER_STEP = {"cpu": 2048, "mps": 8192, "gpu": 16384}
 WINDOWS = ((0.0, 1 / 16), (0.35, 1 / 4), (0.85, 1.0))  # of parts of the context, then all of it
 MAX_ROWS = 2**18
-SECONDS_TO_COUNT = 1e-6  # a character, in all tables
-COUNTING_SHARE = 0.15  # of the time, at most
+SECONDS_TO_COUNT = 7e-7  # a character, in all tables
+COUNTING_SHARE = 0.25  # of the time, at most
 FREE_PASSES = 4.0
 MAX_PASSES = 12.0
 PARAMETERS_PER_CHARACTER = 20.0
@@ -159,9 +160,9 @@ def add_tables(values: dict[str, Any], task: Task) -> list[Line]:
     """Counts for n = 2 to 6. A table has a row for each n-gram that is possible or in the text, at
     most MAX_ROWS.
 
-    No tables for a text so long that counting would take more than COUNTING_SHARE of the time.
+    No tables if counting would take more than COUNTING_SHARE of the time.
     """
-    worthwhile = task.characters * SECONDS_TO_COUNT <= COUNTING_SHARE * task.seconds
+    worthwhile = counting_seconds(task.characters) <= COUNTING_SHARE * task.seconds
     limit = min(MAX_ROWS, task.characters)
     rows = [round_up(min(limit, task.vocab_size**n)) for n in range(2, 7)] if worthwhile else None
     rows = values.setdefault("model.ngram_rows", rows)
@@ -263,6 +264,11 @@ def round_up(n: int) -> int:
 def network_config(values: Mapping[str, Any], vocab_size: int) -> GPTConfig:
     sizes = {k.removeprefix("model."): v for k, v in values.items() if k.startswith("model.")}
     return GPTConfig(vocab_size=vocab_size, block_size=values["data.block_size"], **sizes)
+
+
+def counting_seconds(characters: int) -> float:
+    """How long it takes to count a text of so many characters."""
+    return min(characters, MAX_COUNTED) * SECONDS_TO_COUNT
 
 
 def parameter_count(network: GPTConfig) -> int:

@@ -10,7 +10,7 @@ import torch
 from lightning_app.errors import UserError
 from lightning_app.model import ngrams
 from lightning_app.model.gpt import GPTConfig
-from lightning_app.model.ngrams import PARTS, NgramCounts, ngram_hashes
+from lightning_app.model.ngrams import PARTS, NgramCounts, counted_ranges, ngram_hashes
 from tests.helpers import GPT_SIZES, assert_close, filled_network, random_ids
 
 # For engines in other languages: the hashes of the last 2, 3 and 4 codes at the end of each text.
@@ -176,6 +176,16 @@ def test_a_text_is_counted_in_parts_as_at_once(monkeypatch):
     assert int(at_once["counts"].sum()) == sum(len(TEXT) - n for n in (2, 3, 4))
     for name, table in at_once.items():
         assert torch.equal(table, in_parts[name]), name
+
+
+def test_of_a_long_text_the_beginning_of_each_part_is_counted(monkeypatch):
+    monkeypatch.setattr(ngrams, "MAX_COUNTED", 5 * PARTS)
+    monkeypatch.setattr(ngrams, "COUNTED_AT_ONCE", 3)
+    begins = [math.ceil(len(TEXT) * k / PARTS) for k in range(PARTS)]
+    wanted = [begin + i for begin in begins for i in range(5)]
+    assert [i for first, last in counted_ranges(len(TEXT)) for i in range(first, last)] == wanted
+    tables = counted()
+    assert int(tables.counts.sum()) == sum(i >= n for n in (1, 2, 3) for i in wanted)
 
 
 @torch.no_grad()

@@ -29,13 +29,13 @@ from lightning_app.runs.finetuning import NOT_TAKEN
 from lightning_app.runs.folders import find_checkpoint
 from lightning_app.runs.resume import Start
 from lightning_app.training.recipe import (
-    SECONDS_TO_COUNT,
     SIZES,
     USUAL_WIDTH,
     Line,
     Task,
     characters_per_step,
     choose,
+    counting_seconds,
     expected_task,
     training_flops,
 )
@@ -65,7 +65,7 @@ def planned(request: FitRequest, began: float) -> tuple[FitRequest, list[Line]]:
     recipe = choose(task, given)
     measured = measure(with_values(request, recipe.values))
     ahead = measured.seconds_to_start + FINISH_SECONDS
-    ahead += task.characters * SECONDS_TO_COUNT if recipe.network.ngram_rows else 0
+    ahead += counting_seconds(task.characters) if recipe.network.ngram_rows else 0
     ahead += min(task.characters, MAX_TRAIN_BYTES) * SECONDS_TO_COMPRESS
     ahead += 0 if has_compiled_code() else GENERATION_COMPILES
     left = total - (time.perf_counter() - began) - ahead
