@@ -234,10 +234,11 @@ def add_regularisation(values: dict[str, Any], task: Task) -> list[Line]:
     final = values.setdefault("optim.final_weight_decay", float(f"{min(final, 1000):.2g}"))
     values.setdefault("optim.weight_decay", float(f"{(final or 0) * FIRST_DECAY:.2g}"))
     danger = "so it could be memorised" if doublings else "too few to memorise it"
+    passes = f"{times:.1f}" if times >= 1 else f"{times:.2g}"
     return [
         (
             "passes",
-            f"{times:.1f} over the training text, {danger}: dropout {values['model.dropout']:g}, "
+            f"{passes} over the training text, {danger}: dropout {values['model.dropout']:g}, "
             f"weight decay growing to {final or 0:g}",
         )
     ]

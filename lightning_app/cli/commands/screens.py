@@ -211,10 +211,10 @@ def lines_beside_compressors(job: "Job", loss: float) -> list[str]:
         more = "more minutes"
         if passes > FREE_PASSES:
             more = "more text of this kind, or the weights of a run on such text (--init_from),"
-        lines.append(
-            f"the compressor is better: {more} would help; the training text was read "
-            f"{passes:.1f} times"
-        )
+        reading = f"the training text was read {passes:.1f} times"
+        if passes < 1:
+            reading = f"{100 * passes:.2g} % of the training text were read"
+        lines.append(f"the compressor is better: {more} would help; {reading}")
     return lines
 
 
