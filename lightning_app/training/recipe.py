@@ -39,7 +39,7 @@ COUNTING_SHARE = 0.25  # of the time, at most
 FREE_PASSES = 4.0
 MAX_PASSES = 12.0
 PARAMETERS_PER_CHARACTER = 20.0
-MIN_STEPS = 20
+MIN_STEPS = 120  # in MAX_PASSES: small texts have smaller steps
 MUON_RATE = 0.03  # for RATE_STEPS steps; with more, it falls as 1 / sqrt(steps)
 RATE_STEPS = 3200
 SCORING_TIME = 1 / 3  # of the time that training on a character takes
@@ -122,7 +122,10 @@ def add_windows(values: dict[str, Any], task: Task) -> list[Line]:
     while size > 32 and size * 32 > task.characters:
         size //= 2
     size = values.setdefault("data.block_size", size)
-    values.setdefault("data.batch_size", max(1, CHARACTERS_PER_STEP[task.accelerator] // size))
+    per_step = CHARACTERS_PER_STEP[task.accelerator]
+    while per_step > size and per_step * MIN_STEPS > MAX_PASSES * task.characters:
+        per_step //= 2
+    values.setdefault("data.batch_size", max(1, per_step // size))
     windows = [(0.0, 1.0)] if size % 16 else WINDOWS
     values.setdefault("data.window_schedule", [list(pair) for pair in windows])
     values.setdefault("data.replace_names", 0.7)
@@ -191,7 +194,7 @@ def add_steps(values: dict[str, Any], task: Task) -> list[Line]:
     scored = min(task.held_out, allowed / number)
     in_time = int((time - number * scored * cost) / per_step)
     useful = int(MAX_PASSES * task.characters / per_step)
-    steps = max(MIN_STEPS, min(in_time, useful))
+    steps = max(1, min(in_time, useful))
     why = "as many as the time allows"
     if "trainer.max_steps" in values:
         why = "given"

@@ -45,8 +45,9 @@ def test_the_steps_fit_into_the_time_and_all_values_are_in_range(characters, min
     task = Task(characters, max(1, characters // 20), 80, 60.0 * minutes, 1 / flops, kind)
     recipe = choose(task)
     values = recipe.values
-    if values["trainer.max_steps"] > MIN_STEPS:
-        step = characters_per_step(values) / characters
+    step = characters_per_step(values) / characters
+    assert step * MIN_STEPS <= MAX_PASSES or values["data.batch_size"] == 1
+    if values["trainer.max_steps"] > 1:
         assert seconds(recipe, task) <= task.seconds
         assert MAX_PASSES - step < passes(values, task) <= MAX_PASSES or (
             seconds(recipe, task) > 0.85 * task.seconds
