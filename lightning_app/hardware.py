@@ -14,6 +14,7 @@ from lightning_app.errors import UserError
 # Constants of seconds_per_flop, fitted to measured times of compiled training steps.
 CPU_MATMUL_EFFICIENCY = 0.95  # of the matmul rate that 1024 x 1024 matrices reach
 GPU_EFFICIENCY = 0.45  # of the matmul rate that 4096 x 4096 matrices reach, everything included
+UNCOMPILED_TIME = 2  # of a step, relative to that of a compiled one
 CPU_ELEMENTWISE_SECONDS = 5e-10  # per FLOP, times width; nearly equal on three CPUs
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from lightning_app.data.splits import SplitText
 from lightning_app.data.windows import mean_window_size
-from lightning_app.hardware import MatmulSpeed, seconds_per_flop
+from lightning_app.hardware import UNCOMPILED_TIME, MatmulSpeed, can_compile, seconds_per_flop
 from lightning_app.model.gpt import GPTConfig
 from lightning_app.model.ngrams import MAX_COUNTED
 from lightning_app.training.schedules import ScheduleOptions, learning_rate_scale
@@ -29,6 +29,7 @@ from lightning_app.training.schedules import ScheduleOptions, learning_rate_scal
 CHARACTERS_PER_PARAMETER = 3.3
 WIDTHS = range(64, 1025, 32)
 USUAL_WIDTH = 160  # for a first forecast of the speed
+COMPILE_FROM = 4  # minutes: compiling takes about one, and halves the time of a step
 HEAD_DIM = 32
 BLOCK_SIZE = 1024
 CHARACTERS_PER_STEP = {"cpu": 2048, "mps": 8192, "gpu": 16384}
@@ -75,20 +76,27 @@ class Task:
     accelerator: str = "cpu"
 
 
+def compiles(minutes: float, accelerator: str) -> bool:
+    """Whether a run of so many minutes is compiled."""
+    return minutes >= COMPILE_FROM and can_compile(accelerator)
+
+
 def expected_task(
     split_text: SplitText,
     seconds: float,
     speed: MatmulSpeed,
     accelerator: str = "cpu",
     width: int = USUAL_WIDTH,
+    compiled: bool = True,
 ) -> Task:
     """The task for a text, with the seconds per FLOP that this speed lets expect."""
+    per_flop = seconds_per_flop(accelerator, speed, width)
     return Task(
         characters=len(split_text.ids("train")),
         held_out=len(split_text.ids("val")),
         vocab_size=len(split_text.text.alphabet),
         seconds=seconds,
-        seconds_per_flop=seconds_per_flop(accelerator, speed, width),
+        seconds_per_flop=per_flop if compiled else per_flop * UNCOMPILED_TIME,
         accelerator=accelerator,
     )
 

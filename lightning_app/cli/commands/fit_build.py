@@ -35,7 +35,6 @@ from lightning_app.training.signals import Signals
 
 COMPILE_SECONDS = 15  # 20 to 60 the first time, then 3
 TRIAL_CHARACTERS = 1_000_000  # whose n-grams a trial of a few batches counts
-UNCOMPILED_TIME = 2  # of a step, relative to that of a compiled one
 
 
 @dataclass(frozen=True)
@@ -141,11 +140,11 @@ def plan(
     per_flop = hardware.seconds_per_flop(accelerator, speed, network.n_embd)
     window = mean_window_size(config.data.block_size, config.data.window_schedule)
     seconds = characters * network.flops_per_character(window) * per_flop  # compiled
-    worthwhile = UNCOMPILED_TIME * seconds * speed.processor_share > 10 * COMPILE_SECONDS
+    worthwhile = hardware.UNCOMPILED_TIME * seconds * speed.processor_share > 10 * COMPILE_SECONDS
     compiled = config.compile is True or (
         config.compile == "auto" and not dev_run and can_compile and worthwhile
     )
-    seconds *= 1 if compiled else UNCOMPILED_TIME
+    seconds *= 1 if compiled else hardware.UNCOMPILED_TIME
     return Plan(compiled, seconds, speed.processor_share)
 
 

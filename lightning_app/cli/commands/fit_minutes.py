@@ -1,8 +1,8 @@
 """fit --minutes: choose a recipe for the text, this machine and the time.
 
-A recipe for the speed that is expected; some real steps with it, which are timed; and the final
-recipe, from these times. A run is planned once: its config.yaml has all values, and the same
-command resumes the run with them.
+A recipe for the speed that is expected; some real steps with it, which are timed; if another
+network suits that speed, the same with that one; and the final recipe, from these times. A run is
+planned once: its config.yaml has all values, and the same command resumes the run with them.
 """
 
 import math
@@ -32,9 +32,11 @@ from lightning_app.training.recipe import (
     SIZES,
     USUAL_WIDTH,
     Line,
+    Recipe,
     Task,
     characters_per_step,
     choose,
+    compiles,
     counting_seconds,
     expected_task,
     training_flops,
@@ -45,7 +47,8 @@ WARM_UP = 2  # of them, not timed: the first compiles
 FINISH_SECONDS = 8  # after the last validation: the checkpoints, the sample, the program's end
 SECONDS_TO_COMPRESS = 1.4e-6  # a character, for the comparison at the end
 GENERATION_COMPILES = 45  # seconds, once for each copy of the program
-COMPILE_FROM = 5  # minutes; compiling a network of a new size takes about one
+MAX_MEASURED = 3  # networks
+MEASURING_SHARE = 0.08  # of the time, at most, for each network after the first
 COMPILED_AGAIN = 4  # seconds at most for a size of windows that was compiled before
 
 
@@ -62,8 +65,7 @@ def planned(request: FitRequest, began: float) -> tuple[FitRequest, list[Line]]:
     total = 60 * request.config.minutes
     given = values_to_keep(request)
     task = describe_task(request, given, total - (time.perf_counter() - began))
-    recipe = choose(task, given)
-    measured = measure(with_values(request, recipe.values))
+    recipe, measured, task = measured_recipe(request, task, given)
     ahead = measured.seconds_to_start + FINISH_SECONDS
     ahead += counting_seconds(task.characters) if recipe.network.ngram_rows else 0
     ahead += min(task.characters, MAX_TRAIN_BYTES) * SECONDS_TO_COMPRESS
@@ -75,12 +77,35 @@ def planned(request: FitRequest, began: float) -> tuple[FitRequest, list[Line]]:
             f"measuring take {total - left:.0f} seconds; give at least "
             f"{math.ceil(1.5 * (total - left) / 60)}"
         )
-    flops = characters_per_step(recipe.values) * training_flops(recipe.values, recipe.network)
-    task = replace(task, seconds=left, seconds_per_flop=measured.seconds_per_step / flops)
     sizes = {name: recipe.values[name] for name in (*SIZES, "model.ngram_rows")}
-    final = choose(task, given | sizes)
+    final = choose(replace(task, seconds=left), given | sizes)
     lines = dict(final.lines) | {k: v for k, v in recipe.lines if k in ("size", "counts")}
     return with_values(request, final.values), list(lines.items())
+
+
+def measured_recipe(
+    request: FitRequest, task: Task, given: dict[str, Any]
+) -> tuple[Recipe, "Measured", Task]:
+    """A recipe whose network suits the speed that was measured with it, what was measured, and the
+    task with that speed.
+
+    The first network is that of the expected speed. If another one suits the measured speed, that
+    one is measured too, unless this takes too much of the time.
+    """
+    recipe = choose(task, given)
+    for tried in range(1, MAX_MEASURED + 1):
+        began = time.perf_counter()
+        measured = measure(with_values(request, recipe.values))
+        taken = time.perf_counter() - began
+        flops = characters_per_step(recipe.values) * training_flops(recipe.values, recipe.network)
+        left = task.seconds - taken
+        task = replace(task, seconds=left, seconds_per_flop=measured.seconds_per_step / flops)
+        suitable = choose(task, given)
+        same = suitable.network == recipe.network
+        if same or tried == MAX_MEASURED or taken > MEASURING_SHARE * left:
+            break
+        recipe = suitable
+    return recipe, measured, task
 
 
 def stored_plan(request: FitRequest) -> FitRequest | None:
@@ -117,7 +142,7 @@ def values_to_keep(request: FitRequest) -> dict[str, Any]:
     """What the recipe must keep: the values that were given, with --init_from that network, and
     what depends on the machine: whether to compile, and one device of several."""
     accelerator = hardware.choose_accelerator(str(request.config.trainer.accelerator))
-    compiled = request.config.minutes >= COMPILE_FROM and hardware.can_compile(accelerator)
+    compiled = compiles(request.config.minutes, accelerator)
     given = {"compile": compiled, "trainer.devices": 1} | request.given()
     if request.config.init_from:
         source = load(find_checkpoint(request.config.init_from, None))
@@ -135,7 +160,8 @@ def describe_task(request: FitRequest, given: dict[str, Any], seconds: float) ->
     precision = config.trainer.precision or hardware.choose_precision(accelerator)
     speed = hardware.matmul_speed(accelerator, str(precision))
     width = given.get("model.n_embd", USUAL_WIDTH)
-    return expected_task(data.split_text, seconds, speed, accelerator, width)
+    compiled = given["compile"] is not False
+    return expected_task(data.split_text, seconds, speed, accelerator, width, compiled)
 
 
 def with_values(request: FitRequest, values: dict[str, Any]) -> FitRequest:

@@ -13,6 +13,7 @@ from lightning_app.training.recipe import (
     Recipe,
     characters_per_step,
     choose,
+    compiles,
     expected_task,
     parameter_count,
 )
@@ -62,8 +63,14 @@ def expected_recipes(split_text: SplitText) -> dict[int, Recipe]:
         return {}
     accelerator = hardware.choose_accelerator("auto")
     speed = hardware.matmul_speed(accelerator, hardware.choose_precision(accelerator))
-    tasks = {m: expected_task(split_text, 60 * m - START, speed, accelerator) for m in MINUTES}
-    return {minutes: choose(task) for minutes, task in tasks.items()}
+    recipes = {}
+    for minutes in MINUTES:
+        compiled = compiles(minutes, accelerator)
+        task = expected_task(
+            split_text, 60 * minutes - START, speed, accelerator, compiled=compiled
+        )
+        recipes[minutes] = choose(task)
+    return recipes
 
 
 def recipe_lines(recipes: dict[int, Recipe], split_text: SplitText) -> list[str]:

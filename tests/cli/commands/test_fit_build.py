@@ -12,7 +12,6 @@ from lightning_app import hardware
 from lightning_app.cli.commands import fit_build
 from lightning_app.cli.commands.fit_build import (
     COMPILE_SECONDS,
-    UNCOMPILED_TIME,
     Job,
     Plan,
     as_list,
@@ -58,7 +57,7 @@ def planned(monkeypatch):
 
 
 PAYS = (
-    10 * COMPILE_SECONDS / UNCOMPILED_TIME
+    10 * COMPILE_SECONDS / hardware.UNCOMPILED_TIME
 )  # seconds from which compiling wins ten times what it takes
 
 
@@ -75,7 +74,7 @@ PAYS = (
     ],
 )
 def test_a_run_is_compiled_where_it_pays_or_is_asked_for(planned, seconds, options, compiled):
-    expected = seconds if compiled else UNCOMPILED_TIME * seconds
+    expected = seconds if compiled else hardware.UNCOMPILED_TIME * seconds
     assert planned(seconds, **options) == Plan(
         compiled, pytest.approx(expected), options.get("share", 1.0)
     )

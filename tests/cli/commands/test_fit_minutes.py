@@ -56,6 +56,26 @@ def test_a_slower_machine_trains_less_and_a_given_value_is_kept(speed, folder):
     assert slow.model.dropout == 0.45
 
 
+def test_a_network_that_suits_the_measured_speed_is_measured_too(folder, monkeypatch):
+    """Steps of a slow machine, on which the network of the expected speed would be too large."""
+    seen = []
+
+    def measure_slowly(request: FitRequest) -> Measured:
+        seen.append(request.config.model.n_embd)
+        return Measured(0.01 * request.config.model.n_embd, 0)
+
+    monkeypatch.setattr(recipe, "MAX_PASSES", 1e9)
+    monkeypatch.setattr(recipe, "PARAMETERS_PER_CHARACTER", 1e9)
+    monkeypatch.setattr(fit_minutes, "measure", measure_slowly)
+    chosen = plan("--minutes", "10", "--compile", "false").config.model.n_embd
+    assert len(seen) > 1
+    assert seen == sorted(set(seen), reverse=True)
+    assert chosen == seen[-1]
+    seen.clear()
+    assert plan("--minutes", "10", "--model.n_embd", "96").config.model.n_embd == 96
+    assert seen == [96]
+
+
 def test_too_little_time_is_refused_with_enough(speed, folder, monkeypatch):
     speed(0.05, seconds_to_start=100)
     monkeypatch.setattr(fit_minutes, "has_compiled_code", lambda: True)
@@ -116,7 +136,7 @@ def test_a_run_is_planned_once(folder, main, monkeypatch):
     assert plan["minutes"] == 1
     assert plan["trainer"]["max_steps"] == 20
     assert plan["model"]["n_embd"] == 16
-    assert plan["optim"]["final_weight_decay"] > 0
+    assert plan["model"]["ngram_rows"]
 
     monkeypatch.delattr(fit_minutes, "measure")
     assert "finished: 20 steps" in main(*command).out
