@@ -39,6 +39,7 @@ from lightning_app.training.recipe import (
     compiles,
     counting_seconds,
     expected_task,
+    parameter_count,
     training_flops,
 )
 
@@ -48,7 +49,8 @@ FINISH_SECONDS = 8  # after the last validation: the checkpoints, the sample, th
 SECONDS_TO_COMPRESS = 1.4e-6  # a character, for the comparison at the end
 GENERATION_COMPILES = 45  # seconds, once for each copy of the program
 MAX_MEASURED = 3  # networks
-MEASURING_SHARE = 0.08  # of the time, at most, for each network after the first
+MEASURING_SHARE = 0.12  # of the time, at most, for each network after the first
+SIMILAR = 1.5  # times as many parameters: too few to measure another network
 COMPILED_AGAIN = 4  # seconds at most for a size of windows that was compiled before
 
 
@@ -101,8 +103,9 @@ def measured_recipe(
         left = task.seconds - taken
         task = replace(task, seconds=left, seconds_per_flop=measured.seconds_per_step / flops)
         suitable = choose(task, given)
-        same = suitable.network == recipe.network
-        if same or tried == MAX_MEASURED or taken > MEASURING_SHARE * left:
+        ratio = parameter_count(suitable.network) / parameter_count(recipe.network)
+        similar = 1 / SIMILAR < ratio < SIMILAR
+        if similar or tried == MAX_MEASURED or taken > MEASURING_SHARE * left:
             break
         recipe = suitable
     return recipe, measured, task
