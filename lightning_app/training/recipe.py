@@ -6,7 +6,8 @@ A pure function, `choose`, with a law of few constants (benchmarks/RESULTS.md ha
   both grow as the square root of the computation, as in Chinchilla (arXiv 2203.15556).
 - *Small texts.* With n-gram counts a network has learned what a text can teach it after about
   `MAX_PASSES`; with more, and with more than `PARAMETERS_PER_CHARACTER`, it memorises, whatever the
-  regularisation. A run on a small text therefore ends before its time is over.
+  regularisation. A run on a small text therefore ends before its time is over; and its steps read
+  fewer characters, so that there are at least `MIN_STEPS`.
 - *Shape.* The width determines the rest: heads of 32 dimensions, and 2 + width / 64 layers.
 - *Regularisation.* It depends on how often the text is read, the number of passes. Up to
   `FREE_PASSES`, reading again is worth nearly as much as new text (arXiv 2305.16264); with more,

@@ -73,7 +73,7 @@ def planned(request: FitRequest, began: float) -> tuple[FitRequest, list[Line]]:
     ahead += min(task.characters, MAX_TRAIN_BYTES) * SECONDS_TO_COMPRESS
     ahead += 0 if has_compiled_code() else GENERATION_COMPILES
     left = total - (time.perf_counter() - began) - ahead
-    if left < total / 3 and "trainer.max_steps" not in given:
+    if left < total / 4 and "trainer.max_steps" not in given:
         raise UserError(
             f"--minutes {request.config.minutes:g} is too short: reading the text, compiling and "
             f"measuring take {total - left:.0f} seconds; give at least "
