@@ -67,6 +67,8 @@ class Task:
         seconds: Time for training and validation.
         seconds_per_flop: Of a training step; FLOPs as `GPTConfig.flops_per_character` counts them.
         accelerator: cpu, gpu or mps.
+        seconds_per_step: What a step takes in addition, whatever the size of the network: the
+            counts, the loss of a large alphabet, calls of small operations.
     """
 
     characters: int
@@ -75,6 +77,7 @@ class Task:
     seconds: float
     seconds_per_flop: float
     accelerator: str = "cpu"
+    seconds_per_step: float = 0.0
 
 
 def compiles(minutes: float, accelerator: str) -> bool:
@@ -195,7 +198,7 @@ def add_steps(values: dict[str, Any], task: Task) -> list[Line]:
     network = network_config(values, task.vocab_size)
     per_step = characters_per_step(values)
     flops = training_flops(values, network)
-    time = task.seconds / (flops * task.seconds_per_flop)  # in characters of training
+    time = task.seconds / seconds_per_character(values, network, task)  # in characters of training
     # A full window is scored; and an equally long part of the training text.
     cost = 2 * SCORING_TIME * network.flops_per_character() / flops
     allowed = VALIDATION_SHARE * time / cost
@@ -300,10 +303,15 @@ def training_flops(values: Mapping[str, Any], network: GPTConfig) -> float:
     return network.flops_per_character(mean_window_size(size, schedule))
 
 
+def seconds_per_character(values: Mapping[str, Any], network: GPTConfig, task: Task) -> float:
+    """What training on one character takes."""
+    more = task.seconds_per_step / characters_per_step(values)
+    return training_flops(values, network) * task.seconds_per_flop + more
+
+
 def characters_in_time(values: Mapping[str, Any], network: GPTConfig, task: Task) -> float:
     """How many characters the network can be trained on, with time left for validation."""
-    per_character = training_flops(values, network) * task.seconds_per_flop
-    return (1 - VALIDATION_SHARE) * task.seconds / per_character
+    return (1 - VALIDATION_SHARE) * task.seconds / seconds_per_character(values, network, task)
 
 
 def growing_decay_steps(values: Mapping[str, Any]) -> float:

@@ -166,6 +166,15 @@ def test_n_grams_are_not_counted_where_it_would_take_too_long():
     assert choose(replace(task, seconds=60)).values["model.ngram_rows"]
 
 
+def test_what_a_step_takes_in_addition_leaves_fewer_steps_for_the_same_network():
+    recipe = choose(TASK)
+    steps = recipe.values["trainer.max_steps"]
+    more = seconds(recipe, TASK) / steps  # as much again
+    sizes = {name: recipe.values[name] for name in SIZES}
+    slower = choose(replace(TASK, seconds_per_step=more), sizes)
+    assert slower.values["trainer.max_steps"] == pytest.approx(steps / 2, rel=0.1)
+
+
 def test_sizes_are_those_of_the_network():
     recipe = choose(TASK)
     width, layers, heads = (recipe.values[name] for name in SIZES)

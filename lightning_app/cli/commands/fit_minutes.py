@@ -101,7 +101,9 @@ def measured_recipe(
         taken = time.perf_counter() - began
         flops = characters_per_step(recipe.values) * training_flops(recipe.values, recipe.network)
         left = task.seconds - taken
-        task = replace(task, seconds=left, seconds_per_flop=measured.seconds_per_step / flops)
+        per_flop = min(task.seconds_per_flop, measured.seconds_per_step / flops)
+        more = measured.seconds_per_step - flops * per_flop  # than a step was expected to take
+        task = replace(task, seconds=left, seconds_per_flop=per_flop, seconds_per_step=more)
         suitable = choose(task, given)
         ratio = parameter_count(suitable.network) / parameter_count(recipe.network)
         similar = 1 / SIMILAR < ratio < SIMILAR
