@@ -281,7 +281,7 @@ class NgramCounts(nn.Module):
                 dense.scatter_(0, sources * V + characters, shares)
             return dense.view(B, T, 2 * N, V)
         sources, characters, shares = map(torch.cat, zip(*found, strict=True))
-        order = sources.argsort()
+        order = sources.int().argsort()  # half the time of int64
         return SparseShares(shares[order], sources[order], characters[order], (B, T))
 
     def in_tables(

@@ -130,6 +130,7 @@ def choose(task: Task, given: Mapping[str, Any] | None = None) -> Recipe:
 
 
 def add_windows(values: dict[str, Any], task: Task) -> list[Line]:
+    """The context and the batch; those of a small text are smaller."""
     size = BLOCK_SIZE
     while size > 32 and size * 32 > task.characters:
         size //= 2
