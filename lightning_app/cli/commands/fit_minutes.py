@@ -49,7 +49,6 @@ FINISH_SECONDS = 8  # after the last validation: the checkpoints, the sample, th
 SECONDS_TO_COMPRESS = 1.4e-6  # a character, for the comparison at the end
 GENERATION_COMPILES = 45  # seconds, once for each copy of the program
 MAX_MEASURED = 3  # networks
-MEASURING_SHARE = 0.12  # of the time, at most, for each network after the first
 SIMILAR = 1.5  # times as many parameters: too few to measure another network
 COMPILED_AGAIN = 4  # seconds at most for a size of windows that was compiled before
 
@@ -67,12 +66,12 @@ def planned(request: FitRequest, began: float) -> tuple[FitRequest, list[Line]]:
     total = 60 * request.config.minutes
     given = values_to_keep(request)
     task = describe_task(request, given, total - (time.perf_counter() - began))
-    recipe, measured, task = measured_recipe(request, task, given)
-    ahead = measured.seconds_to_start + FINISH_SECONDS
-    ahead += counting_seconds(task.characters) if recipe.network.ngram_rows else 0
+    ahead = counting_seconds(task.characters) + FINISH_SECONDS
     ahead += min(task.characters, MAX_TRAIN_BYTES) * SECONDS_TO_COMPRESS
     ahead += 0 if has_compiled_code() else GENERATION_COMPILES
-    left = total - (time.perf_counter() - began) - ahead
+    task = replace(task, seconds=max(1.0, task.seconds - ahead))
+    recipe, measured, task = measured_recipe(request, task, given)
+    left = total - (time.perf_counter() - began) - measured.seconds_to_start - ahead
     if left < total / 4 and "trainer.max_steps" not in given:
         raise UserError(
             f"--minutes {request.config.minutes:g} is too short: reading the text, compiling and "
@@ -92,25 +91,31 @@ def measured_recipe(
     task with that speed.
 
     The first network is that of the expected speed. If another one suits the measured speed, that
-    one is measured too, unless this takes too much of the time.
+    one is measured too. For this they are not compiled, which takes long; only the last one is.
     """
+    compiled = given["compile"] is not False
     recipe = choose(task, given)
     for tried in range(1, MAX_MEASURED + 1):
-        began = time.perf_counter()
-        measured = measure(with_values(request, recipe.values))
-        taken = time.perf_counter() - began
-        flops = characters_per_step(recipe.values) * training_flops(recipe.values, recipe.network)
-        left = task.seconds - taken
-        per_flop = min(task.seconds_per_flop, measured.seconds_per_step / flops)
-        more = measured.seconds_per_step - flops * per_flop  # than a step was expected to take
-        task = replace(task, seconds=left, seconds_per_flop=per_flop, seconds_per_step=more)
+        measured = measure(with_values(request, recipe.values | {"compile": False}))
+        faster = hardware.UNCOMPILED_TIME if compiled else 1
+        task = with_step_time(task, recipe, measured.seconds_per_step / faster)
         suitable = choose(task, given)
         ratio = parameter_count(suitable.network) / parameter_count(recipe.network)
-        similar = 1 / SIMILAR < ratio < SIMILAR
-        if similar or tried == MAX_MEASURED or taken > MEASURING_SHARE * left:
+        if 1 / SIMILAR < ratio < SIMILAR or tried == MAX_MEASURED:
             break
         recipe = suitable
+    if compiled:
+        measured = measure(with_values(request, recipe.values))
+        task = with_step_time(task, recipe, measured.seconds_per_step)
     return recipe, measured, task
+
+
+def with_step_time(task: Task, recipe: Recipe, seconds: float) -> Task:
+    """The task with the measured time of a step. What exceeds the time expected from the FLOPs is
+    taken not to depend on the size of the network."""
+    flops = characters_per_step(recipe.values) * training_flops(recipe.values, recipe.network)
+    per_flop = min(task.seconds_per_flop, seconds / flops)
+    return replace(task, seconds_per_flop=per_flop, seconds_per_step=seconds - flops * per_flop)
 
 
 def stored_plan(request: FitRequest) -> FitRequest | None:

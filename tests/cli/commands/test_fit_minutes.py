@@ -61,6 +61,7 @@ def test_a_network_that_suits_the_measured_speed_is_measured_too(folder, monkeyp
     seen = []
 
     def measure_slowly(request: FitRequest) -> Measured:
+        assert request.config.compile is False
         seen.append(request.config.model.n_embd)
         return Measured(0.01 * request.config.model.n_embd, 0)
 
@@ -71,8 +72,23 @@ def test_a_network_that_suits_the_measured_speed_is_measured_too(folder, monkeyp
     assert 1 < len(seen) == len(set(seen)) <= fit_minutes.MAX_MEASURED
     assert chosen == seen[-1] < seen[0]
     seen.clear()
-    assert plan("--minutes", "10", "--model.n_embd", "96").config.model.n_embd == 96
+    given = plan("--minutes", "10", "--compile", "false", "--model.n_embd", "96")
+    assert given.config.model.n_embd == 96
     assert seen == [96]
+
+
+def test_only_the_chosen_network_is_compiled(folder, monkeypatch):
+    seen = []
+
+    def record(request: FitRequest) -> Measured:
+        seen.append((request.config.model.n_embd, request.config.compile))
+        return Measured(0.05, 0)
+
+    monkeypatch.setattr(recipe, "can_compile", lambda accelerator: True)
+    monkeypatch.setattr(fit_minutes, "measure", record)
+    chosen = plan("--minutes", "10").config.model.n_embd
+    assert [compiled for _, compiled in seen] == [False] * (len(seen) - 1) + [True]
+    assert seen[-1][0] == chosen
 
 
 def test_too_little_time_is_refused_with_enough(speed, folder, monkeypatch):
