@@ -12,7 +12,7 @@ import torch
 from lightning_app.errors import UserError
 
 # Constants of seconds_per_flop, fitted to measured times of compiled training steps.
-CPU_MATMUL_EFFICIENCY = 0.95  # of the matmul rate that 1024 x 1024 matrices reach
+CPU_MATMUL_EFFICIENCY = 0.95  # of the matmul rate that 1536 x 1536 matrices reach
 GPU_EFFICIENCY = 0.45  # of the matmul rate that 4096 x 4096 matrices reach, everything included
 UNCOMPILED_TIME = 2  # of a step, relative to that of a compiled one
 CPU_ELEMENTWISE_SECONDS = 5e-10  # per FLOP, times width; nearly equal on three CPUs
@@ -82,7 +82,8 @@ def matmul_speed(accelerator: str, precision: str, seconds: float = 0.2) -> Matm
     device = {"gpu": "cuda"}.get(accelerator, accelerator)
     half = torch.float16 if precision.startswith("16") else torch.bfloat16
     dtype = torch.float32 if precision.startswith("32") else half
-    size = 4096 if accelerator == "gpu" else 1024
+    # oneDNN gives bf16 matrices of 1024 to one of two threads where the CPU has AMX.
+    size = 4096 if accelerator == "gpu" else 1536
     a = torch.randn(size, size, device=device, dtype=dtype)
     (a @ a).sum().item()  # warm up
     start, cpu_start, n = time.perf_counter(), time.process_time(), 0

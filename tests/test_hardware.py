@@ -130,7 +130,7 @@ def test_matrix_products_are_timed_by_the_clock_and_by_the_processors(
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     speed = matmul_speed("cpu", "32-true", seconds=2.5)
     # two products; the clock is read at 0, 1, 2, 3 and 4
-    assert speed == MatmulSpeed(2 * (2 * 1024**3) / 4, share)
+    assert speed == MatmulSpeed(2 * (2 * 1536**3) / 4, share)
 
 
 def test_the_time_per_flop_falls_with_the_width_towards_that_of_matrix_products():
