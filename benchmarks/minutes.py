@@ -106,7 +106,7 @@ def main() -> None:
             draw = random.Random(run)
             others = [(f"{run}-{i}", dial, random_changes(plan, draw)) for i in range(args.others)]
             others += [
-                (f"{name}-{config}", ["--config", config], same_characters(plan))
+                (f"{run}-{config}", ["--config", config], same_characters(plan))
                 for config in args.configs
             ]
             best, how = planned, ""

@@ -11,11 +11,11 @@ import torch
 
 from lightning_app.errors import UserError
 
-# Constants of seconds_per_flop, fitted to measured times of compiled training steps.
+# Fitted to measured times of training steps, compiled ones where nothing else is said.
 CPU_MATMUL_EFFICIENCY = 0.95  # of the matmul rate that 1536 x 1536 matrices reach
 GPU_EFFICIENCY = 0.45  # of the matmul rate that 4096 x 4096 matrices reach, everything included
-UNCOMPILED_TIME = 2  # of a step, relative to that of a compiled one
 CPU_ELEMENTWISE_SECONDS = 5e-10  # per FLOP, times width; nearly equal on three CPUs
+UNCOMPILED_TIME = 2  # of a step, relative to that of a compiled one
 
 
 def multiplies_bf16(accelerator: str) -> bool:

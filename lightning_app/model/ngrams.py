@@ -29,7 +29,7 @@ from tqdm import tqdm
 MULTIPLIER = 0x735A2D97  # odd and below 2**31, so that int64 holds the product of the hash
 MASK = 0xFFFFFFFF
 COUNTED_AT_ONCE = 1 << 20  # characters
-MAX_COUNTED = 20_000_000  # characters of a text; more takes longer, and teaches little
+MAX_COUNTED = 20_000_000  # characters of a text: about ten seconds
 DENSE_SIZE = 4096  # up to this many vectors, one product with all of them is faster than a gather
 
 PARTS = 16  # of the training text; see `NgramCounts.count`

@@ -66,7 +66,8 @@ def planned(request: FitRequest, began: float) -> tuple[FitRequest, list[Line]]:
     total = 60 * request.config.minutes
     given = values_to_keep(request)
     task = describe_task(request, given, total - (time.perf_counter() - began))
-    ahead = counting_seconds(task.characters) + FINISH_SECONDS
+    counts = given.get("model.ngram_rows", True)  # unless they were turned off
+    ahead = FINISH_SECONDS + (counting_seconds(task.characters) if counts else 0)
     ahead += min(task.characters, MAX_TRAIN_BYTES) * SECONDS_TO_COMPRESS
     ahead += 0 if has_compiled_code() else GENERATION_COMPILES
     task = replace(task, seconds=max(1.0, task.seconds - ahead))

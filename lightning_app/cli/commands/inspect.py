@@ -65,10 +65,8 @@ def expected_recipes(split_text: SplitText) -> dict[int, Recipe]:
     speed = hardware.matmul_speed(accelerator, hardware.choose_precision(accelerator))
     recipes = {}
     for minutes in MINUTES:
-        compiled = compiles(minutes, accelerator)
-        task = expected_task(
-            split_text, 60 * minutes - START, speed, accelerator, compiled=compiled
-        )
+        seconds, compiled = 60 * minutes - START, compiles(minutes, accelerator)
+        task = expected_task(split_text, seconds, speed, accelerator, compiled=compiled)
         recipes[minutes] = choose(task)
     return recipes
 

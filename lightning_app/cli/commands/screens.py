@@ -213,7 +213,7 @@ def lines_beside_compressors(job: "Job", loss: float) -> list[str]:
             more = "more text of this kind, or the weights of a run on such text (--init_from),"
         reading = f"the training text was read {passes:.1f} times"
         if passes < 1:
-            reading = f"{100 * passes:.2g} % of the training text were read"
+            reading = f"{100 * passes:.2g} % of the training text was read"
         lines.append(f"the compressor is better: {more} would help; {reading}")
     return lines
 
