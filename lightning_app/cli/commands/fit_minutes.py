@@ -18,11 +18,12 @@ from tqdm import tqdm
 from lightning_app import hardware
 from lightning_app.cli.commands.fit_build import build
 from lightning_app.cli.commands.fit_options import FitRequest
+from lightning_app.cli.commands.screens import compared_bytes
 from lightning_app.cli.configs import read_config
 from lightning_app.cli.parsing import instantiate
 from lightning_app.data.datamodule import CharDataModule
 from lightning_app.errors import UserError
-from lightning_app.evaluation.baselines import MAX_TRAIN_BYTES
+from lightning_app.evaluation.baselines import SECONDS_TO_COMPRESS
 from lightning_app.generation.numba_cache import has_compiled_code
 from lightning_app.runs.checkpoint import load
 from lightning_app.runs.finetuning import NOT_TAKEN
@@ -46,7 +47,6 @@ from lightning_app.training.recipe import (
 STEPS_PER_SIZE = 8  # for each size of windows
 WARM_UP = 2  # of them, not timed: the first compiles
 FINISH_SECONDS = 8  # after the last validation: the checkpoints, the sample, the program's end
-SECONDS_TO_COMPRESS = 1.4e-6  # a character, for the comparison at the end
 GENERATION_COMPILES = 45  # seconds, once for each copy of the program
 MAX_MEASURED = 3  # networks
 SIMILAR = 1.5  # times as many parameters: too few to measure another network
@@ -68,7 +68,8 @@ def planned(request: FitRequest, began: float) -> tuple[FitRequest, list[Line]]:
     task = describe_task(request, given, total - (time.perf_counter() - began))
     counts = given.get("model.ngram_rows", True)  # unless they were turned off
     ahead = FINISH_SECONDS + (counting_seconds(task.characters) if counts else 0)
-    ahead += min(task.characters, MAX_TRAIN_BYTES) * SECONDS_TO_COMPRESS
+    compared = min(task.characters, compared_bytes(request.config.minutes))
+    ahead += compared * SECONDS_TO_COMPRESS
     ahead += 0 if has_compiled_code() else GENERATION_COMPILES
     task = replace(task, seconds=max(1.0, task.seconds - ahead))
     recipe, measured, task = measured_recipe(request, task, given)

@@ -13,7 +13,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_app import hardware
 from lightning_app.errors import program
-from lightning_app.evaluation.baselines import best_compressor
+from lightning_app.evaluation.baselines import (
+    MAX_TRAIN_BYTES,
+    SECONDS_TO_COMPRESS,
+    best_compressor,
+    characters_within,
+)
 from lightning_app.evaluation.metrics import loss_metrics
 from lightning_app.runs.checkpoint import SECTION, load
 from lightning_app.runs.folders import LOGS
@@ -29,6 +34,7 @@ if TYPE_CHECKING:
     from lightning_app.training.recipe import Line
 
 SMALLER_SPLITS = ([0.99, 0.005, 0.005], [0.998, 0.001, 0.001])
+COMPARING_SHARE = 0.05  # of --minutes
 BUSY = "           other programs use {:.0%} of the processors now, which slows the training down"
 
 
@@ -147,7 +153,7 @@ def lines_if_finished(run: str, reason: str, start: "Start") -> list[str]:
 
 def lines_after(request: "FitRequest", start: "Start", job: "Job", seconds: float) -> list[str]:
     """The lines after training: metrics, the checkpoint, a sample, and the next commands."""
-    best, steps = job.checkpoints.best, job.trainer.global_step
+    best, steps, minutes = job.checkpoints.best, job.trainer.global_step, request.config.minutes
     how, more = f"finished: {steps:,}", ""
     if job.checkpoints.stopped_early:
         how = f"stopped early after {steps:,}"
@@ -168,7 +174,7 @@ def lines_after(request: "FitRequest", start: "Start", job: "Job", seconds: floa
         f"perplexity     {f['perplexity']:.4f}",
         f"bpc            {f['bpc']:.4f}",
         f"checkpoint     {path}",
-        *(lines_beside_compressors(job, best["loss"]) if request.config.minutes else []),
+        *(lines_beside_compressors(job, best["loss"], minutes) if minutes else []),
     ]
     if steps - best["step"] > 0.2 * steps:
         lines.append(
@@ -196,18 +202,28 @@ def lines_after(request: "FitRequest", start: "Start", job: "Job", seconds: floa
     ]
 
 
-def lines_beside_compressors(job: "Job", loss: float) -> list[str]:
+def compared_bytes(minutes: float) -> int:
+    """How much of the training text the compressors get, so that they take at most COMPARING_SHARE
+    of the time."""
+    return min(MAX_TRAIN_BYTES, int(COMPARING_SHARE * 60 * minutes / SECONDS_TO_COMPRESS))
+
+
+def lines_beside_compressors(job: "Job", loss: float, minutes: float) -> list[str]:
     """The best compressor's loss on the validated characters, and what to do if it is lower."""
-    data, bounds = job.data, job.data.bounds
-    first = bounds["val"][0]
-    held = first, min(bounds["val"][1], first + job.model.eval_loss.scored)
-    best = best_compressor(data.text, bounds["train"], held)
+    data, text = job.data, job.data.text
+    (train, end), (first, last) = data.bounds["train"], data.bounds["val"]
+    held = first, min(last, first + job.model.eval_loss.scored)
+    max_bytes = compared_bytes(minutes)
+    best = best_compressor(text, (train, end), held, max_bytes)
     if best is None or best.nats is None:
         return []
     lines = [f"for comparison {best.nats:.4f} by a compressor, {best.name}"]
+    compared = characters_within(text.ids[train:end], text.alphabet, text.unit, max_bytes)
+    if compared < end - train:
+        lines[0] += f", given the last {compared:,} characters of the training text"
     if best.nats < loss:
         read = job.trainer.global_step * job.facts["global_batch"] * data.block_size
-        passes = read / (bounds["train"][1] - bounds["train"][0])
+        passes = read / (end - train)
         more = "more minutes"
         if passes > FREE_PASSES:
             more = "more text of this kind, or the weights of a run on such text (--init_from),"

@@ -254,10 +254,17 @@ def test_a_planned_run_is_compared_with_a_compressor(tmp_path, steps, loss, line
         model=SimpleNamespace(eval_loss=SimpleNamespace(scored=held)),
         trainer=SimpleNamespace(global_step=steps),
     )
-    lines = screens.lines_beside_compressors(job, loss)
+    lines = screens.lines_beside_compressors(job, loss, minutes=1)
     compressor = best_compressor(data.text, data.bounds["train"], data.bounds["val"])
     assert lines[0] == f"for comparison {compressor.nats:.4f} by a compressor, {compressor.name}"
     assert lines[1:] == [] if line is None else line in lines[1]
+    # In less time the compressors get less text: here one byte is one character.
+    short = 10_000 * screens.SECONDS_TO_COMPRESS / screens.COMPARING_SHARE / 60
+    assert screens.compared_bytes(short) == pytest.approx(10_000, abs=1)
+    lines = screens.lines_beside_compressors(job, loss, short)
+    assert lines[0].endswith(
+        f"the last {screens.compared_bytes(short):,} characters of the training text"
+    )
 
 
 # The suggested commands.
