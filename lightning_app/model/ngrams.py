@@ -133,6 +133,32 @@ class SparseShares(NamedTuple):
     shape: tuple[int, int]  # B, T
 
 
+def sum_rows(weight: Tensor, rows: Tensor, values: Tensor, places: Tensor, size: int) -> Tensor:
+    """For each place (size, D): the sum of weight[rows] (E, D) times values (E,), over the elements
+    of that place; places (E,) are ascending."""
+    firsts = torch.searchsorted(places, torch.arange(size, device=places.device))
+    return F.embedding_bag(rows, weight, firsts, mode="sum", per_sample_weights=values)
+
+
+class SumRows(torch.autograd.Function):
+    """`sum_rows`, whose gradient is such a sum too: in a third of the time of PyTorch's."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, weight: Tensor, rows: Tensor, values: Tensor, places: Tensor, size: int
+    ) -> Tensor:
+        ctx.save_for_backward(rows, values, places)
+        ctx.size = len(weight)
+        return sum_rows(weight, rows, values, places, size)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        rows, values, places = ctx.saved_tensors
+        order = rows.int().argsort(stable=True)
+        rows, values, places = (x.index_select(0, order) for x in (rows, values, places))
+        return sum_rows(grad, places, values, rows, ctx.size), None, None, None, None
+
+
 class NgramCounts(nn.Module):
     """What may follow each position: ids (B, T) to shares; shares to vectors and to logits.
 
@@ -282,7 +308,8 @@ class NgramCounts(nn.Module):
             return dense.view(B, T, 2 * N, V)
         sources, characters, shares = map(torch.cat, zip(*found, strict=True))
         order = sources.int().argsort()  # half the time of int64
-        return SparseShares(shares[order], sources[order], characters[order], (B, T))
+        ordered = [x.index_select(0, order) for x in (shares, sources, characters)]
+        return SparseShares(*ordered, (B, T))
 
     def in_tables(
         self, hashes: Tensor, positions: Tensor, begins: Tensor | None
@@ -320,16 +347,11 @@ class NgramCounts(nn.Module):
         """The vectors (B, T, D) that the shares add to the embedding."""
         if isinstance(shares, Tensor):
             return shares.flatten(2).to(self.weight.dtype) @ self.weight
-        sources, (B, T) = len(self.gates), shares.shape
-        firsts = torch.arange(0, B * T * sources, sources, device=shares.sources.device)
-        bags = F.embedding_bag(
-            shares.sources % sources * self.vocab_size + shares.characters,
-            self.weight,
-            torch.searchsorted(shares.sources, firsts),
-            mode="sum",
-            per_sample_weights=shares.values.to(self.weight.dtype),
-        )
-        return bags.unflatten(0, shares.shape)
+        (B, T), sources = shares.shape, len(self.gates)
+        rows = shares.sources % sources * self.vocab_size + shares.characters
+        values = shares.values.to(self.weight.dtype)
+        sums = SumRows.apply(self.weight, rows, values, shares.sources // sources, B * T)
+        return sums.unflatten(0, shares.shape)
 
     def logits(self, shares: Tensor | SparseShares, x: Tensor) -> Tensor:
         """The logits (B, T, V) that the shares add to those of the head, whose input is x
