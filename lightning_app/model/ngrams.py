@@ -308,8 +308,10 @@ class NgramCounts(nn.Module):
             return dense.view(B, T, 2 * N, V)
         sources, characters, shares = map(torch.cat, zip(*found, strict=True))
         order = sources.int().argsort()  # half the time of int64
-        ordered = [x.index_select(0, order) for x in (shares, sources, characters)]
-        return SparseShares(*ordered, (B, T))
+        shares, sources, characters = (
+            x.index_select(0, order) for x in (shares, sources, characters)
+        )
+        return SparseShares(shares, sources, characters, (B, T))
 
     def in_tables(
         self, hashes: Tensor, positions: Tensor, begins: Tensor | None
