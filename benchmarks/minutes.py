@@ -67,7 +67,7 @@ def train(folder: Path, run: str, text: Path, recipe: list[str], changes: dict[s
 
 
 def same_characters(plan: dict[str, Any]) -> dict[str, Any]:
-    """The options that make a config validate what the plan validates."""
+    """The options that make another run validate what the plan validates."""
     batches = plan["trainer"].get("limit_val_batches")
     options = {"data.splits": plan["data"]["splits"], "trainer.limit_val_batches": batches}
     return {name: value for name, value in options.items() if value is not None}
@@ -104,14 +104,13 @@ def main() -> None:
             planned = loss(args.to, run)
             plan = yaml.safe_load((args.to / "logs" / run / "config.yaml").read_text())
             draw = random.Random(run)
-            others = [(f"{run}-{i}", dial, random_changes(plan, draw)) for i in range(args.others)]
-            others += [
-                (f"{run}-{config}", ["--config", config], same_characters(plan))
-                for config in args.configs
+            others: list[tuple[str, list[str], dict[str, Any]]] = [
+                (f"{run}-{i}", dial, random_changes(plan, draw)) for i in range(args.others)
             ]
+            others += [(f"{run}-{config}", ["--config", config], {}) for config in args.configs]
             best, how = planned, ""
             for other, recipe, changes in others:
-                taken = train(args.to, other, text, recipe, changes)
+                taken = train(args.to, other, text, recipe, changes | same_characters(plan))
                 found = loss(args.to, other)
                 what = f"{' '.join(recipe)} {changes}"
                 print(f"  {found:.4f} in {taken:.0f} s  {what}", file=sys.stderr, flush=True)

@@ -47,7 +47,7 @@ RATE_STEPS = 3200
 SCORING_TIME = 1 / 3  # of the time that training on a character takes
 VALIDATION_SHARE = 0.1  # of the time, at most
 VALIDATIONS = 5  # at most; the best of them is kept
-SCORED = 100_000  # characters in each, if there are so many
+SCORED = 100_000  # characters in each, so that runs can be compared; fewer if time is short
 DECAY_FOLDS = 4.0  # for each doubling of the passes above FREE_PASSES
 FIRST_DECAY = 0.2  # weight decay at the first step, relative to that at the last
 DROPOUT = 0.06  # for each doubling
@@ -204,8 +204,10 @@ def add_steps(values: dict[str, Any], task: Task) -> list[Line]:
     # A full window is scored; and an equally long part of the training text.
     cost = 2 * SCORING_TIME * network.flops_per_character() / flops
     allowed = VALIDATION_SHARE * time / cost
-    number = max(1, min(VALIDATIONS, int(allowed / min(task.held_out, SCORED))))
-    scored = min(task.held_out, allowed / number)
+    scored = float(min(task.held_out, SCORED))
+    while scored > allowed:
+        scored /= 2
+    number = min(VALIDATIONS, int(allowed / scored))
     in_time = int((time - number * scored * cost) / per_step)
     useful = int(MAX_PASSES * task.characters / per_step)
     steps = max(1, min(in_time, useful))

@@ -12,6 +12,7 @@ from lightning_app.training.recipe import (
     MAX_ROWS,
     MIN_STEPS,
     PARAMETERS_PER_CHARACTER,
+    SCORED,
     SIZES,
     Task,
     characters_per_step,
@@ -202,3 +203,15 @@ def test_validation_takes_at_most_a_tenth_of_the_time():
     trained = values["trainer.max_steps"] * characters_per_step(values)
     assert scored / 3 <= 0.1 * (trained + scored / 3)
     assert "trainer.limit_val_batches" not in choose(TASK).values
+
+
+@pytest.mark.parametrize("minutes", [3, 10, 60])
+def test_the_scored_part_of_a_long_split_does_not_depend_on_the_speed(minutes):
+    """So that losses can be compared."""
+    task = replace(TASK, characters=10**9, held_out=5 * 10**7, seconds=60 * minutes)
+    scored = set()
+    for factor in (0.3, 1, 3):
+        values = choose(replace(task, seconds_per_flop=factor * TASK.seconds_per_flop)).values
+        batch = values["data.batch_size"] * values["data.block_size"]
+        scored.add(values["trainer.limit_val_batches"] * batch)
+    assert scored == {SCORED // batch * batch}
