@@ -9,6 +9,8 @@ A pure function, `choose`, with a law of few constants (benchmarks/RESULTS.md ha
   regularisation. A run on a small text therefore ends before its time is over; and its steps read
   fewer characters, so that there are at least `MIN_STEPS`.
 - *Shape.* The width determines the rest: heads of 32 dimensions, and 2 + width / 64 layers.
+- *Learning rate.* Muon's is lower for a text that is read once or less than for one that is read
+  several times.
 - *Regularisation.* It depends on how often the text is read, the number of passes. Up to
   `FREE_PASSES`, reading again is worth nearly as much as new text (arXiv 2305.16264); with more,
   weight decay and dropout grow. Decay is given by how many times it would shrink a weight e-fold in
@@ -42,8 +44,8 @@ FREE_PASSES = 4.0
 MAX_PASSES = 12.0
 PARAMETERS_PER_CHARACTER = 20.0
 MIN_STEPS = 120  # in MAX_PASSES: small texts have smaller steps
-MUON_RATE = 0.03  # for RATE_STEPS steps; with more, it falls as 1 / sqrt(steps)
-RATE_STEPS = 3200
+MUON_RATES = (0.02, 0.03)  # for a text that is read in part; and FREE_PASSES times or more
+RATE_STEPS = 3200  # with more, the rate falls as 1 / sqrt(steps)
 SCORING_TIME = 1 / 3  # of the time that training on a character takes
 VALIDATION_SHARE = 0.1  # of the time, at most
 VALIDATIONS = 5  # at most; the best of them is kept
@@ -222,7 +224,9 @@ def add_steps(values: dict[str, Any], task: Task) -> list[Line]:
     steps = values.setdefault("trainer.max_steps", steps)
     interval = values.setdefault("trainer.val_check_interval", math.ceil(steps / number))
 
-    rate = MUON_RATE * min(1.0, math.sqrt(RATE_STEPS / steps))
+    first, last = MUON_RATES
+    rate = first + (last - first) * min(1.0, steps * per_step / task.characters / FREE_PASSES)
+    rate *= min(1.0, math.sqrt(RATE_STEPS / steps))
     values.setdefault("optim.muon_learning_rate", float(f"{rate:.2g}"))
     values.setdefault("schedule.warmup_steps", max(5, min(50, steps // 100)))
     values.setdefault("schedule.decay_fraction", 0.6)

@@ -11,7 +11,9 @@ from lightning_app.training.recipe import (
     MAX_PASSES,
     MAX_ROWS,
     MIN_STEPS,
+    MUON_RATES,
     PARAMETERS_PER_CHARACTER,
+    RATE_STEPS,
     SCORED,
     SIZES,
     Task,
@@ -103,6 +105,17 @@ def test_regularisation_begins_after_the_free_passes():
         chosen = [recipe.values[name] for recipe in recipes]
         assert chosen[0] == 0 < min(chosen[1:])
     assert passes(recipes[0].values, replace(TASK, characters=10**7)) < FREE_PASSES
+
+
+def test_the_learning_rate_grows_with_the_passes_and_falls_with_many_steps():
+    """Up to FREE_PASSES, and from RATE_STEPS."""
+    name = "optim.muon_learning_rate"
+    texts = [replace(TASK, characters=n) for n in (10**9, 3 * 10**6, 10**6, 10**5)]
+    given = {"trainer.max_steps": 2_000, "model.n_embd": 64}
+    rates = [choose(task, given).values[name] for task in texts]
+    assert rates[0] == MUON_RATES[0] < rates[1] < rates[2] == rates[3] == MUON_RATES[1]
+    longer = {"trainer.max_steps": 4 * RATE_STEPS, "model.n_embd": 64}
+    assert choose(texts[3], longer).values[name] == MUON_RATES[1] / 2
 
 
 def test_weight_decay_shrinks_as_much_in_a_short_run_as_in_a_long_one():
