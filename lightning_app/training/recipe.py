@@ -2,8 +2,9 @@
 
 A pure function, `choose`, with a law of few constants (benchmarks/RESULTS.md has the evidence):
 
-- *Size.* The best network reads about `CHARACTERS_PER_PARAMETER` characters per parameter, so that
-  both grow as the square root of the computation, as in Chinchilla (arXiv 2203.15556).
+- *Size.* The best network reads about `CHARACTERS_PER_PARAMETER` characters per parameter of its
+  blocks, so that both grow as the square root of the computation, as in Chinchilla (arXiv
+  2203.15556).
 - *Small texts.* With n-gram counts a network has learned what a text can teach it after about
   `MAX_PASSES`; with more, and with more than `PARAMETERS_PER_CHARACTER`, it memorises, whatever the
   regularisation. A run on a small text therefore ends before its time is over; and its steps read
@@ -29,7 +30,7 @@ from lightning_app.model.gpt import GPTConfig
 from lightning_app.model.ngrams import MAX_COUNTED
 from lightning_app.training.schedules import ScheduleOptions, learning_rate_scale
 
-CHARACTERS_PER_PARAMETER = 3.3
+CHARACTERS_PER_PARAMETER = 2.5
 WIDTHS = range(64, 1025, 32)
 USUAL_WIDTH = 160  # for a first forecast of the speed
 COMPILE_FROM = 4  # minutes: compiling takes about one, and halves the time of a step
@@ -296,8 +297,9 @@ def counting_seconds(characters: int) -> float:
 
 
 def parameter_count(network: GPTConfig) -> int:
-    """Parameters that take part in matrix products."""
-    return int(network.flops_per_character(window=0)) // 6
+    """Weights of the blocks' matrices: without embedding and head, whose size is the alphabet's."""
+    head = network.n_embd * network.vocab_size
+    return int(network.flops_per_character(window=0)) // 6 - head
 
 
 def characters_per_step(values: Mapping[str, Any]) -> int:

@@ -15,7 +15,6 @@ from lightning_app.training.recipe import (
     choose,
     compiles,
     expected_task,
-    parameter_count,
 )
 
 MINUTES = (3, 10, 30)
@@ -79,8 +78,7 @@ def recipe_lines(recipes: dict[int, Recipe], split_text: SplitText) -> list[str]
         steps = values["trainer.max_steps"]
         passes = steps * characters_per_step(values) / len(split_text.ids("train"))
         lines.append(
-            f"  fit --minutes {minutes:<2}  {parameter_count(network) / 1e6:.2f} M parameters "
-            f"({network.n_layer} layers, width {network.n_embd}), {steps:,} steps, "
-            f"{passes:.1f} passes over the training text"
+            f"  fit --minutes {minutes:<2}  {network.n_layer} layers, width {network.n_embd}, "
+            f"{steps:,} steps, {passes:.1f} passes over the training text"
         )
     return ["", "about what fit would choose on this machine:", *lines] if lines else []
