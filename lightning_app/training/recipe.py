@@ -207,10 +207,11 @@ def add_steps(values: dict[str, Any], task: Task) -> list[Line]:
     # A full window is scored; and an equally long part of the training text.
     cost = 2 * SCORING_TIME * network.flops_per_character() / flops
     allowed = VALIDATION_SHARE * time / cost
+    batch = values["data.batch_size"] * values["data.block_size"]
     scored = float(min(task.held_out, SCORED))
-    while scored > allowed:
+    while scored > max(allowed, batch):
         scored /= 2
-    number = min(VALIDATIONS, int(allowed / scored))
+    number = max(1, min(VALIDATIONS, int(allowed / scored)))
     in_time = int((time - number * scored * cost) / per_step)
     useful = int(MAX_PASSES * task.characters / per_step)
     steps = max(1, min(in_time, useful))
@@ -233,7 +234,6 @@ def add_steps(values: dict[str, Any], task: Task) -> list[Line]:
     values.setdefault("schedule.decay_fraction", 0.6)
     values.setdefault("trainer.gradient_clip_val", 1.0)
 
-    batch = values["data.batch_size"] * values["data.block_size"]
     where = f"{task.held_out:,} characters"
     if scored < task.held_out and "trainer.limit_val_batches" not in values:
         batches = max(1, int(scored / batch))

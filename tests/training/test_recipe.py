@@ -218,6 +218,12 @@ def test_validation_takes_at_most_a_tenth_of_the_time():
     assert "trainer.limit_val_batches" not in choose(TASK).values
 
 
+@pytest.mark.parametrize("seconds", [0.001, 1.0])
+def test_given_steps_have_a_recipe_even_if_hardly_any_time_is_left(seconds):
+    values = choose(replace(TASK, seconds=seconds), {"trainer.max_steps": 20}).values
+    assert values["trainer.max_steps"] == values["trainer.val_check_interval"] == 20
+
+
 @pytest.mark.parametrize("minutes", [3, 10, 60])
 def test_the_scored_part_of_a_long_split_does_not_depend_on_the_speed(minutes):
     """So that losses can be compared."""

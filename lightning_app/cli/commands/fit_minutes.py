@@ -81,7 +81,7 @@ def planned(request: FitRequest, began: float) -> tuple[FitRequest, list[Line]]:
             f"{math.ceil(1.5 * (total - left) / 60)}"
         )
     sizes = {name: recipe.values[name] for name in (*SIZES, "model.ngram_rows")}
-    final = choose(replace(task, seconds=left), given | sizes)
+    final = choose(replace(task, seconds=max(1.0, left)), given | sizes)
     lines = dict(final.lines) | {k: v for k, v in recipe.lines if k in ("size", "counts")}
     return with_values(request, final.values), list(lines.items())
 
