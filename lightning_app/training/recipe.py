@@ -20,7 +20,7 @@ A pure function, `choose`, with a law of few constants (benchmarks/RESULTS.md ha
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lightning_app.data.splits import SplitText
@@ -40,7 +40,7 @@ CHARACTERS_PER_STEP = {"cpu": 2048, "mps": 8192, "gpu": 16384}
 WINDOWS = ((0.0, 1 / 16), (0.35, 1 / 4), (0.85, 1.0))  # of parts of the context, then all of it
 MAX_ROWS = 2**18
 SECONDS_TO_COUNT = 7e-7  # a character, in all tables
-COUNTING_SHARE = 0.25  # of the time, at most
+COUNTING_SHARE = 0.5  # of the time, at most
 FREE_PASSES = 4.0
 MAX_PASSES = 12.0
 PARAMETERS_PER_CHARACTER = 20.0
@@ -68,7 +68,7 @@ class Task:
         characters: Length of the training split.
         held_out: Length of the validation split.
         vocab_size: Characters in the alphabet.
-        seconds: Time for training and validation.
+        seconds: Time for counting n-grams, training and validation.
         seconds_per_flop: Of a training step; FLOPs as `GPTConfig.flops_per_character` counts them.
         accelerator: cpu, gpu or mps.
         seconds_per_step: What a step takes in addition, whatever the size of the network: the
@@ -124,8 +124,11 @@ def choose(task: Task, given: Mapping[str, Any] | None = None) -> Recipe:
     Raises UserError if the given sizes cannot be built.
     """
     values = dict(given or {})
-    lines = []
-    for decide in (add_windows, add_network, add_tables, add_steps, add_regularisation):
+    lines = add_windows(values, task) + add_tables(values, task)
+    if values["model.ngram_rows"]:
+        left = task.seconds - counting_seconds(task.characters)
+        task = replace(task, seconds=max(1.0, left))
+    for decide in (add_network, add_steps, add_regularisation):
         lines += decide(values, task)
     return Recipe(values, network_config(values, task.vocab_size), lines)
 
@@ -151,6 +154,27 @@ def add_windows(values: dict[str, Any], task: Task) -> list[Line]:
     return []
 
 
+def add_tables(values: dict[str, Any], task: Task) -> list[Line]:
+    """Counts for n = 2 to 6. A table has a row for each n-gram that is possible or in the text, at
+    most MAX_ROWS.
+
+    No tables if counting would take more than COUNTING_SHARE of the time.
+    """
+    worthwhile = counting_seconds(task.characters) <= COUNTING_SHARE * task.seconds
+    limit = min(MAX_ROWS, task.characters)
+    rows = [round_up(min(limit, task.vocab_size**n)) for n in range(2, 7)] if worthwhile else None
+    rows = values.setdefault("model.ngram_rows", rows)
+    if rows is None:
+        return [("counts", "none: what follows from few characters is computed, not looked up")]
+    return [
+        (
+            "counts",
+            f"of what follows the last 2 to {len(rows) + 1} characters, so that the network need "
+            "not learn it",
+        )
+    ]
+
+
 def add_network(values: dict[str, Any], task: Task) -> list[Line]:
     given = all(name in values for name in SIZES)
     why = "a larger one would read too little text in this time, a smaller one would learn less"
@@ -174,27 +198,6 @@ def add_network(values: dict[str, Any], task: Task) -> list[Line]:
     network = network_config(values, task.vocab_size)
     sizes = f"{network.n_layer} layers, {network.n_head} heads, width {network.n_embd}"
     return [("size", f"{sizes}: {'given' if given else why}")]
-
-
-def add_tables(values: dict[str, Any], task: Task) -> list[Line]:
-    """Counts for n = 2 to 6. A table has a row for each n-gram that is possible or in the text, at
-    most MAX_ROWS.
-
-    No tables if counting would take more than COUNTING_SHARE of the time.
-    """
-    worthwhile = counting_seconds(task.characters) <= COUNTING_SHARE * task.seconds
-    limit = min(MAX_ROWS, task.characters)
-    rows = [round_up(min(limit, task.vocab_size**n)) for n in range(2, 7)] if worthwhile else None
-    rows = values.setdefault("model.ngram_rows", rows)
-    if rows is None:
-        return [("counts", "none: what follows from few characters is computed, not looked up")]
-    return [
-        (
-            "counts",
-            f"of what follows the last 2 to {len(rows) + 1} characters, so that the network need "
-            "not learn it",
-        )
-    ]
 
 
 def add_steps(values: dict[str, Any], task: Task) -> list[Line]:

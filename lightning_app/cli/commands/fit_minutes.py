@@ -38,7 +38,6 @@ from lightning_app.training.recipe import (
     characters_per_step,
     choose,
     compiles,
-    counting_seconds,
     expected_task,
     parameter_count,
     training_flops,
@@ -66,10 +65,8 @@ def planned(request: FitRequest, began: float) -> tuple[FitRequest, list[Line]]:
     total = 60 * request.config.minutes
     given = values_to_keep(request)
     task = describe_task(request, given, total - (time.perf_counter() - began))
-    counts = given.get("model.ngram_rows", True)  # unless they were turned off
-    ahead = FINISH_SECONDS + (counting_seconds(task.characters) if counts else 0)
     compared = min(task.characters, compared_bytes(request.config.minutes))
-    ahead += compared * SECONDS_TO_COMPRESS
+    ahead = FINISH_SECONDS + compared * SECONDS_TO_COMPRESS
     ahead += 0 if has_compiled_code() else GENERATION_COMPILES
     task = replace(task, seconds=max(1.0, task.seconds - ahead))
     recipe, measured, task = measured_recipe(request, task, given)
