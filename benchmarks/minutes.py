@@ -4,7 +4,7 @@
 
 For each text: the plan's loss and time; the best of `--others` random recipes, which change one to
 three of the plan's values and train for the same time, and of the configs `--configs`, which take
-their own time; the regret, which is the plan's loss minus the lowest of all; and PPMd of order 6.
+their own time; the regret, which is the plan's loss minus the lowest of all; and the best compressor.
 Losses are in nats per character, of the same characters. A run that is finished is not trained
 again, so that an interrupted comparison goes on. Texts are fetched to FOLDER, where the runs are
 too.
@@ -25,6 +25,8 @@ from panel import TEXTS, fetch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from lightning_app.data.datamodule import CharDataModule
+from lightning_app.evaluation.baselines import Baseline, best_compressor
 from lightning_app.runs.checkpoint import SECTION, read_checkpoint
 
 
@@ -78,11 +80,14 @@ def loss(folder: Path, run: str) -> float:
     return float(checkpoint[SECTION]["best"]["loss"])
 
 
-def ppmd(folder: Path, text: Path) -> float:
-    command = [sys.executable, str(ROOT / "main.py"), "inspect", "--data.corpus", str(text)]
-    done = subprocess.run([*command, "--json"], check=True, cwd=folder, capture_output=True)
-    results = json.loads(done.stdout)["baselines"]["results"]
-    return min(b["nats"] for b in results if b["name"].startswith("PPMd"))
+def compressor(folder: Path, text: Path, plan: dict[str, Any]) -> Baseline | None:
+    """The best compressor on the characters that the plan validates."""
+    options = {"splits": plan["data"]["splits"], "data_dir": str(folder / "data")}
+    data = CharDataModule(str(text), **options)
+    train, (first, last) = data.bounds["train"], data.bounds["val"]
+    if batches := plan["trainer"].get("limit_val_batches"):
+        last = first + batches * plan["data"]["batch_size"] * plan["data"]["block_size"]
+    return best_compressor(data.text, train, (first, last))
 
 
 def main() -> None:
@@ -97,12 +102,12 @@ def main() -> None:
     texts = fetch(args.to)
     for name in args.texts:
         text = texts[name].resolve()
-        reference = ppmd(args.to, text)
         for minutes in args.minutes:
             run, dial = f"{name}-{minutes:g}", ["--minutes", f"{minutes:g}"]
             seconds = train(args.to, run, text, dial, {})
             planned = loss(args.to, run)
             plan = yaml.safe_load((args.to / "logs" / run / "config.yaml").read_text())
+            beside = compressor(args.to, text, plan)
             draw = random.Random(run)
             others: list[tuple[str, list[str], dict[str, Any]]] = [
                 (f"{run}-{i}", dial, random_changes(plan, draw)) for i in range(args.others)
@@ -118,7 +123,8 @@ def main() -> None:
                     best, how = found, what
             print(
                 f"{name:<10} {minutes:g} minutes: {planned:.4f} in {seconds:.0f} s; best "
-                f"{best:.4f}, regret {planned - best:.4f} {how}; PPMd {reference:.4f}",
+                f"{best:.4f}, regret {planned - best:.4f} {how}; "
+                + (f"{beside.name} {beside.nats:.4f}" if beside else ""),
                 flush=True,
             )
 

@@ -220,7 +220,8 @@ def add_steps(values: dict[str, Any], task: Task) -> list[Line]:
     steps = max(1, min(in_time, useful))
     why = "as many as the time allows"
     if "trainer.max_steps" in values:
-        why = "given"
+        longer = values["trainer.max_steps"] > in_time
+        why = f"given; the time is enough for {max(0, in_time):,}" if longer else "given"
     elif useful < in_time:
         why = (
             f"{MAX_PASSES:g} passes over the text, after which it would be memorised; the run ends "

@@ -230,6 +230,14 @@ def test_given_steps_have_a_recipe_even_if_hardly_any_time_is_left(seconds):
     assert values["trainer.max_steps"] == values["trainer.val_check_interval"] == 20
 
 
+def test_more_steps_than_the_time_allows_are_kept_and_said():
+    in_time = choose(TASK, {"model.n_embd": 160}).values["trainer.max_steps"]
+    for steps, said in ((in_time, False), (2 * in_time, True)):
+        recipe = choose(TASK, {"model.n_embd": 160, "trainer.max_steps": steps})
+        assert recipe.values["trainer.max_steps"] == steps
+        assert ("the time is enough for" in dict(recipe.lines)["steps"]) == said
+
+
 @pytest.mark.parametrize("minutes", [3, 10, 60])
 def test_the_scored_part_of_a_long_split_does_not_depend_on_the_speed(minutes):
     """So that losses can be compared."""

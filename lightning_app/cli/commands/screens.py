@@ -105,7 +105,8 @@ def lines_before(request: "FitRequest", start: "Start", job: "Job") -> list[str]
     seconds = job.plan.seconds * steps / flags.max_steps
     busy = 1 - job.plan.processor_share
     time_needed = f"about {seconds / 60:.0f} minutes" if seconds >= 90 else "about a minute or less"
-    if (minutes := request.config.minutes) and start.step == 0:
+    minutes = request.config.minutes
+    if minutes and start.step == 0 and "trainer.max_steps" not in request.given():
         time_needed = f"at most {minutes:g} minute{'s' if minutes != 1 else ''} in all"
     how = ", compiled" if facts["compile"] else ""
     on_cpu = facts["device"] == "cpu"

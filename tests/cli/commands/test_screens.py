@@ -28,7 +28,7 @@ def said_before(**given) -> list[str]:
     """The screen before training, of 100 steps that take 600 seconds, with some of it changed."""
     options = {"device": "cpu", "precision": "32-true", "compile": False, "dev_run": False}
     options |= {"unit": "char", "step": 0, "bounds": {"train": (0, 900), "val": (900, 1000)}}
-    options |= {"share": 1.0, "rows": (), "minutes": None}
+    options |= {"share": 1.0, "rows": (), "minutes": None, "given": {}}
     options |= {"interval": 50, "limit": 1.0, "notes": (), "starts": None, "board": True} | given
     o = SimpleNamespace(**options)
     gpt = torch.nn.Module()
@@ -64,6 +64,7 @@ def said_before(**given) -> list[str]:
         config=SimpleNamespace(trainer=flags, minutes=o.minutes),
         folder="logs/mine",
         dev_run=o.dev_run,
+        given=lambda: o.given,
     )
     state = {SECTION: {"step": o.step}} if o.step else None
     return screens.lines_before(request, Start(state=state), job)
@@ -95,6 +96,7 @@ def test_before_training_the_data_the_network_the_machine_and_the_run_are_named(
         ({"share": 0.4}, "other programs use 60% of the processors"),
         ({"minutes": 9.0}, "100 steps of 32 characters, at most 9 minutes in all"),
         ({"minutes": 9.0, "step": 50}, "50 steps of 32 characters, about 5 minutes"),
+        ({"minutes": 9.0, "given": {"trainer.max_steps": 100}}, "about 10 minutes"),
         ({"dev_run": True}, "run        none: fast_dev_run"),
     ],
 )
