@@ -4,10 +4,10 @@
 
 For each text: the plan's loss and time; the best of `--others` random recipes, which change one to
 three of the plan's values and train for the same time, and of the configs `--configs`, which take
-their own time; the regret, which is the plan's loss minus the lowest of all; and the best compressor.
-Losses are in nats per character, of the same characters. A run that is finished is not trained
-again, so that an interrupted comparison goes on. Texts are fetched to FOLDER, where the runs are
-too.
+their own time; the regret, which is the plan's loss minus the lowest of all; and the best
+compressor. Losses are in nats per character, of the same characters. A run that is finished is not
+trained again, so that an interrupted comparison goes on. Texts are fetched to FOLDER, where the
+runs are too.
 """
 
 import argparse
