@@ -6,9 +6,10 @@ A pure function, `choose`, with a law of few constants (benchmarks/RESULTS.md ha
   blocks, so that both grow as the square root of the computation, as in Chinchilla (arXiv
   2203.15556).
 - *Small texts.* With n-gram counts a network has learned what a text can teach it after about
-  `MAX_PASSES`; with more, and with more than `PARAMETERS_PER_CHARACTER`, it memorises, whatever the
-  regularisation. A run on a small text therefore ends before its time is over; and its steps read
-  fewer characters, so that there are at least `MIN_STEPS`.
+  `MAX_PASSES`; with more it memorises, and so does a network too large for these passes (but for
+  `SMALL_WIDTH`, which suits any text), whatever the regularisation. A run on a small text therefore
+  ends before its time is over; and its steps read fewer characters, so that there are at least
+  `MIN_STEPS`.
 - *Shape.* The width determines the rest: heads of 32 dimensions, and 2 + width / 64 layers.
 - *Learning rate.* Muon's is lower for a text that is read once or less than for one that is read
   several times.
@@ -32,6 +33,7 @@ from lightning_app.training.schedules import ScheduleOptions, learning_rate_scal
 
 CHARACTERS_PER_PARAMETER = 2.5
 WIDTHS = range(64, 1025, 32)
+SMALL_WIDTH = 128  # not too large for any text
 USUAL_WIDTH = 160  # for a first forecast of the speed
 COMPILE_FROM = 4  # minutes: compiling takes about one, and halves the time of a step
 HEAD_DIM = 32
@@ -43,7 +45,6 @@ SECONDS_TO_COUNT = 7e-7  # a character, in all tables
 COUNTING_SHARE = 0.5  # of the time, at most
 FREE_PASSES = 4.0
 MAX_PASSES = 12.0
-PARAMETERS_PER_CHARACTER = 20.0
 MIN_STEPS = 120  # in MAX_PASSES: small texts have smaller steps
 MUON_RATES = (0.02, 0.03)  # for a text that is read in part; and FREE_PASSES times or more
 RATE_STEPS = 3200  # with more, the rate falls as 1 / sqrt(steps)
@@ -179,17 +180,19 @@ def add_network(values: dict[str, Any], task: Task) -> list[Line]:
     given = all(name in values for name in SIZES)
     why = "a larger one would read too little text in this time, a smaller one would learn less"
     chosen = shape(values, WIDTHS[0])
+    useful = MAX_PASSES * task.characters
     for width in WIDTHS[1:]:
         if width % (2 * shape(values, width)["model.n_head"]):
             continue  # the given heads do not fit
         network = network_config(values | shape(values, width), task.vocab_size)
-        parameters = parameter_count(network)
-        wanted = min(CHARACTERS_PER_PARAMETER * parameters, MAX_PASSES * task.characters)
+        wanted = CHARACTERS_PER_PARAMETER * parameter_count(network)
+        if wanted > useful:
+            if width > SMALL_WIDTH:
+                why = "a larger one would memorise so small a text"
+                break
+            wanted = useful
         if "trainer.max_steps" in values:
             wanted = values["trainer.max_steps"] * characters_per_step(values)
-        elif parameters > PARAMETERS_PER_CHARACTER * task.characters:
-            why = "a larger one would memorise so small a text"
-            break
         if characters_in_time(values, network, task) < wanted:
             break
         chosen = shape(values, width)

@@ -66,7 +66,6 @@ def test_a_network_that_suits_the_measured_speed_is_measured_too(folder, monkeyp
         return Measured(0.01 * request.config.model.n_embd, 0)
 
     monkeypatch.setattr(recipe, "MAX_PASSES", 1e9)
-    monkeypatch.setattr(recipe, "PARAMETERS_PER_CHARACTER", 1e9)
     monkeypatch.setattr(fit_minutes, "measure", measure_slowly)
     chosen = plan("--minutes", "10", "--compile", "false").config.model.n_embd
     assert 1 < len(seen) == len(set(seen)) <= fit_minutes.MAX_MEASURED
