@@ -4,9 +4,9 @@ A file of an exported folder, which transformers runs if it is opened with `trus
 It needs only torch and transformers, version 5. A copy of lightning_app/export/modeling_char_gpt.py
 of the project that exported the folder.
 
-For n = 2, 3, ..., the last n characters of a position select a row of a table, which says what
-followed them in the training text; and what followed them earlier in the text is counted. Both are
-added to the character's embedding, and to the logits. The characters before those of a call are in
+For several n, the last n characters of a position select a row of a table, which says what followed
+them in the training text; and what followed them earlier in the text is counted. Both are added to
+the character's embedding, and to the logits. The characters before those of a call are in
 the KV cache: it gets one more layer, with their ids as keys. In this way, whatever transformers
 does to a cache (reordering for beam search, cropping, repeating rows) is also done to the ids.
 
@@ -38,24 +38,26 @@ CACHE = next(
 
 
 class CharGPTConfig(Qwen3Config):
-    """Qwen3's config, and the rows and the number of entries of the n-gram tables."""
+    """Qwen3's config, and for the n-gram tables their rows (for n = 2, 3, ..., 0 where there is no
+    table) and the number of their entries."""
 
     model_type = "char_gpt_ngrams"
     ngram_rows: list[int] | None = None
     ngram_entries: int = 0
 
 
-def ngram_hashes(codes: Tensor, count: int) -> Iterator[Tensor]:
-    """Hashes (B, S) of the last n characters, for n = 2 to count + 1, in unsigned 32-bit integers.
+def ngram_hashes(codes: Tensor, sizes: Sequence[int]) -> Iterator[Tensor]:
+    """Hashes (B, S) of the last n characters, for each n of `sizes`, ascending, in unsigned 32-bit
+    integers.
 
     `codes` (B, S); those before the first character are 0.
     """
-    S = codes.size(1)
-    codes, h = F.pad(codes, (count, 0)), torch.zeros_like(codes)
-    for back in range(count + 1):
-        h = ((h ^ codes[:, count - back : count - back + S]) * MULTIPLIER) & MASK
+    S, longest = codes.size(1), max(sizes, default=0)
+    codes, h = F.pad(codes, (longest, 0)), torch.zeros_like(codes)
+    for n in range(1, longest + 1):
+        h = ((h ^ codes[:, longest - n + 1 : longest - n + 1 + S]) * MULTIPLIER) & MASK
         h = h ^ (h >> 15)
-        if back:
+        if n in sizes:
             yield h
 
 
@@ -79,11 +81,12 @@ class Shares(NamedTuple):
 class NgramCounts(nn.Module):
     """What may follow each position: a text to shares; shares to vectors and to logits.
 
-    There are 2 N sources of shares: what followed the last n = 2, 3, ... characters in the training
-    text, in N tables with `rows` rows each; then what followed them so far in the text. The vectors
-    are the sum of `weight` (2 N * V, D), one vector for each source and character, times the
-    shares; the logits are the sum of the sources' shares, each source's times its output of the
-    matrix `gates` (2 N, D). An n-gram that begins before the text has no shares.
+    There are 2 N sources of shares: what followed the last n characters in the training text, in N
+    tables; then what followed them so far in the text. `rows` are the rows of the tables for
+    n = 2, 3, ..., with 0 where there is none. The vectors are the sum of `weight` (2 N * V, D), one
+    vector for each source and character, times the shares; the logits are the sum of the sources'
+    shares, each source's times its output of the matrix `gates` (2 N, D). An n-gram that begins
+    before the text has no shares.
 
     The rows of all tables follow one another. Row r has the entries starts[r] to starts[r + 1] - 1
     of `characters` and `shares` (P,): the characters that followed, by id, and a number between 0
@@ -97,9 +100,11 @@ class NgramCounts(nn.Module):
 
     def __init__(self, rows: Sequence[int], entries: int, size: int, vocab_size: int) -> None:
         super().__init__()
-        self.rows, self.vocab_size = tuple(rows), vocab_size
-        self.weight = nn.Parameter(torch.zeros(2 * len(rows) * vocab_size, size))
-        self.gates = nn.Parameter(torch.zeros(2 * len(rows), size))
+        self.sizes = tuple(n for n, number in enumerate(rows, 2) if number)  # (N,)
+        self.rows, self.vocab_size = tuple(number for number in rows if number), vocab_size
+        sources = 2 * len(self.rows)
+        self.weight = nn.Parameter(torch.zeros(sources * vocab_size, size))
+        self.gates = nn.Parameter(torch.zeros(sources, size))
         self.register_buffer("codes", torch.arange(1, vocab_size + 1))
         self.register_buffer("starts", torch.zeros(sum(rows) + 1, dtype=torch.int32))
         self.register_buffer("characters", torch.zeros(entries, dtype=torch.int32))
@@ -111,9 +116,10 @@ class NgramCounts(nn.Module):
         places = torch.arange(text.ids.size(1) - 1, device=text.ids.device)
         earlier = places < text.columns[..., None]  # (B, T, S - 1)
         all_sources, all_characters, all_shares = [], [], []
-        for i, hashes in enumerate(ngram_hashes(self.codes[text.ids], N)):  # of i + 2 characters
+        all_hashes = ngram_hashes(self.codes[text.ids], self.sizes)
+        for i, (n, hashes) in enumerate(zip(self.sizes, all_hashes, strict=True)):
             hash = hashes.gather(1, text.columns)  # (B, T)
-            known = text.columns > text.starts + i
+            known = text.columns - text.starts + 1 >= n
             row = (first + hash % self.rows[i]).flatten()
             first += self.rows[i]
             begin = self.starts[row].long()
@@ -126,7 +132,7 @@ class NgramCounts(nn.Module):
             all_shares.append(self.shares[entries])
 
             same = (hash[..., None] == hashes[:, None, :-1]) & earlier & known[..., None]
-            same &= places > text.starts[..., None] + i
+            same &= places - text.starts[..., None] + 1 >= n
             b, t, place = same.nonzero(as_tuple=True)
             keys = ((b * T + t) * 2 * N + N + i) * self.vocab_size + text.ids[b, place + 1]
             keys, counts = keys.unique(return_counts=True)

@@ -74,7 +74,8 @@ class PackedWeights(NamedTuple):
     k_gain: NDArray
     cos: NDArray  # (block_size, head_dim / 2)
     sin: NDArray
-    ngram_rows: NDArray  # (N,) rows of each n-gram table; see `model.ngrams`
+    ngram_sizes: NDArray  # (N,) the n of each n-gram table; see `model.ngrams`
+    ngram_rows: NDArray  # (N,)
     ngram_vectors: NDArray  # (2 N * V, D) float32
     ngram_gates: NDArray  # (2 N, D) float32
     ngram_starts: NDArray  # (rows of all tables + 1,)
@@ -128,6 +129,7 @@ def pack_weights(gpt: GPT, weights: WeightFormat = "float32") -> PackedWeights:
             as_array(torch.stack([a.k_norm.weight for _, a, _, _ in blocks]).float()),
             as_array(gpt.cos.float()),
             as_array(gpt.sin.float()),
+            np.array(ngrams.sizes, dtype=np.int64),
             np.array(ngrams.rows, dtype=np.int64),
             as_array(ngrams.weight.float()),
             as_array((ngrams.gates * gpt.norm.weight).float()),
@@ -179,7 +181,7 @@ class CPUEngine:
         keys, values = (np.zeros(shape, dtype=cache_dtype) for _ in "kv")
         key_scale, value_scale = (np.ones(shape[:-1], dtype=np.float32) for _ in "kv")
         ids = np.zeros((rows, shape[3]), dtype=np.int64)
-        hashes = np.zeros((rows, len(gpt.config.ngram_rows), shape[3]), dtype=np.uint32)
+        hashes = np.zeros((rows, len(self.packed.ngram_sizes), shape[3]), dtype=np.uint32)
         self.cache = CPUCache(keys, values, key_scale, value_scale, ids, hashes)
         self.length = np.zeros(rows, dtype=np.int64)  # (B,) characters in the cache
         most = min(torch.get_num_threads(), max_threads())

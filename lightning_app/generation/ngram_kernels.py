@@ -7,7 +7,7 @@ import numpy as np
 from numba import prange
 
 from lightning_app.generation.numba_cache import compiled
-from lightning_app.model.ngrams import MASK, MULTIPLIER
+from lightning_app.model.ngram_counting import MASK, MULTIPLIER
 
 SCANNED_AT_ONCE = 64  # positions
 
@@ -17,12 +17,15 @@ def remember(token, position, w, ids, hashes):
     """Store `token` at `position` of one row's ids (block_size,), and the hashes of the n-grams
     that end there in its hashes (N, block_size). See `model.ngrams`."""
     ids[position] = token
-    h = 0
-    for back in range(min(position, hashes.shape[0]) + 1):
-        h = ((h ^ w.codes[ids[position - back]]) * MULTIPLIER) & MASK
-        h = h ^ (h >> 15)
-        if back:
-            hashes[back - 1, position] = h
+    h, n = 0, 0
+    for table in range(hashes.shape[0]):
+        if w.ngram_sizes[table] > position + 1:
+            break
+        while n < w.ngram_sizes[table]:
+            h = ((h ^ w.codes[ids[position - n]]) * MULTIPLIER) & MASK
+            h = h ^ (h >> 15)
+            n += 1
+        hashes[table, position] = h
 
 
 @compiled()
@@ -31,7 +34,10 @@ def find_shares(position, w, ids, hashes, sources, characters, shares):
     there are. The row's ids and hashes are as in `remember`."""
     tables, first, found = hashes.shape[0], 0, 0
     counts = np.zeros(w.codes.shape[0], dtype=np.int64)
-    for table in range(min(position, tables)):
+    for table in range(tables):
+        n = w.ngram_sizes[table]
+        if n > position + 1:
+            break
         h = hashes[table, position]
         row = first + h % w.ngram_rows[table]
         first += w.ngram_rows[table]
@@ -40,7 +46,7 @@ def find_shares(position, w, ids, hashes, sources, characters, shares):
             shares[found] = np.float32(w.ngram_shares[entry]) / np.float32(255)
             found += 1
         begin, total = found, 0
-        for start in range(table + 1, position, SCANNED_AT_ONCE):  # in the window
+        for start in range(n - 1, position, SCANNED_AT_ONCE):  # in the window
             end = min(start + SCANNED_AT_ONCE, position)
             matches = 0
             for place in range(start, end):  # compiles to vector instructions

@@ -37,6 +37,7 @@ SOURCES = (
     "generation/ngram_kernels.py",
     "generation/cpu_engine.py",
     "model/gpt.py",
+    "model/ngram_counting.py",
     "model/ngrams.py",
 )
 

@@ -25,7 +25,7 @@ from lightning_app.model.kv_cache import KVCache, LayerCache, context_length
 from lightning_app.model.ngrams import NgramCounts
 
 NORM_EPS = 1e-6
-MAX_TABLES = 16  # of n-grams
+MAX_NGRAM = 17  # characters
 MAX_ROWS = 2**24  # of a table
 
 
@@ -38,8 +38,8 @@ class GPTConfig:
         which gives SwiGLU as many parameters as an MLP of width 4 n_embd without a gate.
     rope_theta: Base of the rotary positions; the longest wavelength is nearly 2 pi rope_theta
         characters.
-    ngram_rows: Rows of the tables for the last 2, 3, ... characters; see `model.ngrams`. Empty: no
-        counts, which is exactly Qwen3.
+    ngram_rows: Rows of the tables for the last 2, 3, ... characters, 0 for none; see
+        `model.ngrams`. Empty: no counts, which is exactly Qwen3.
     """
 
     vocab_size: int
@@ -75,13 +75,19 @@ class GPTConfig:
                 "each key/value head serves the same number of query heads"
             )
         object.__setattr__(self, "ngram_rows", tuple(self.ngram_rows or ()))  # None, a list
-        if len(self.ngram_rows) > MAX_TABLES:
+        if len(self.ngram_rows) > MAX_NGRAM - 1:
             raise UserError(
-                f"ngram_rows has {len(self.ngram_rows)} tables; it may have {MAX_TABLES}"
+                f"ngram_rows has {len(self.ngram_rows)} tables; it may have {MAX_NGRAM - 1}, for 2 "
+                f"to {MAX_NGRAM} characters"
             )
         for rows in self.ngram_rows:
-            if not 1 <= rows <= MAX_ROWS:
-                raise UserError(f"ngram_rows has {rows} rows; a table may have 1 to {MAX_ROWS:,}")
+            if not 0 <= rows <= MAX_ROWS:
+                raise UserError(
+                    f"ngram_rows has {rows} rows; a table may have 1 to {MAX_ROWS:,}, and 0 means "
+                    "no table"
+                )
+        if not any(self.ngram_rows):
+            object.__setattr__(self, "ngram_rows", ())
         if not 1 <= self.rope_theta < 1e9:
             raise UserError(f"rope_theta is {self.rope_theta}; it must be at least 1 and below 1e9")
         if not 0 <= self.dropout < 1:

@@ -1,11 +1,10 @@
-"""N-gram counts: which characters have followed the last 2, 3, ... ones.
+"""N-gram counts: which characters have followed the last n ones, for several n.
 
-For each n, what followed the last n characters of a position is counted in two places. In the
-training text: the n characters select a row of a table, which was counted before training. And in
-the window, before the position: this is how the network adapts to a text at once, for example to
-its names. The counts are read twice: the blocks see them, added to the character's embedding as a
-weighted sum of trained vectors; and they are added to the logits, with factors that depend on the
-blocks' output.
+What followed the last n characters of a position is counted in two places. In the training text:
+the n characters select a row of a table, which was counted before training. And in the window,
+before the position: this is how the network adapts to a text at once, for example to its names. The
+counts are read twice: the blocks see them, added to the character's embedding as a weighted sum of
+trained vectors; and they are added to the logits, with factors that depend on the blocks' output.
 
 What follows from the last few characters then needs no computation by the blocks, and the counts
 need no training: they are there from the first step on, and cannot be overfitted. A table has fewer
@@ -15,8 +14,7 @@ themselves are trained. The counts of the window do the work of induction heads,
 of 2401.12973 do.
 """
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,104 +22,20 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
-MULTIPLIER = 0x735A2D97  # odd and below 2**31, so that int64 holds the product of the hash
-MASK = 0xFFFFFFFF
-COUNTED_AT_ONCE = 1 << 20  # characters
-MAX_COUNTED = 20_000_000  # characters of a text: about ten seconds
+from lightning_app.model.ngram_counting import (
+    PARTS,
+    count_in_window,
+    count_text,
+    entry_shares,
+    ngram_hashes,
+    rows_of,
+    shares_of_counts,
+    table_sizes,
+)
+
 DENSE_SIZE = 4096  # up to this many vectors, one product with all of them is faster than a gather
-
-PARTS = 16  # of the training text; see `NgramCounts.count`
 TABLES = ("starts", "characters", "counts")  # the buffers whose sizes depend on the text
-
-
-def ngram_hashes(codes: Tensor, count: int) -> Iterator[Tensor]:
-    """Hashes (B, T) of the last n characters of every position, for n = 2 to count + 1.
-
-    `codes` (B, count + T): the code of every character, 0 before the first one of a window; the
-    first `count` columns are those before the first position. All arithmetic is that of unsigned
-    32-bit integers. From the newest code to the oldest, starting with h = 0:
-
-        h = (h ^ code) * MULTIPLIER
-        h = h ^ (h >> 15)
-    """
-    T = codes.size(1) - count
-    h = torch.zeros_like(codes[:, :T])
-    for back in range(count + 1):
-        h = ((h ^ codes[:, count - back : count - back + T]) * MULTIPLIER) & MASK
-        h = h ^ (h >> 15)
-        if back:
-            yield h
-
-
-def scaled_shares(counts: Tensor, totals: Tensor) -> Tensor:
-    """The weight of a character, for its count and the sum of all counts after its n-gram.
-
-    It is ln(1 + 100 p) / ln(101) with p = count / (total + 2): unlike p itself, it distinguishes
-    1 from 5 %; and what was seen once has less weight than what was seen often.
-    """
-    return torch.log1p(100 * counts / (totals + 2)) / math.log(101)
-
-
-def shares_of_counts(sources: Tensor, counts: Tensor, size: int) -> Tensor:
-    """`scaled_shares` of counts (E,), whose sources (E,) are below size."""
-    totals = counts.new_zeros(size).scatter_add_(0, sources, counts)
-    return scaled_shares(counts, totals.index_select(0, sources))
-
-
-def counted_ranges(n: int) -> Iterator[tuple[int, int]]:
-    """Ranges of the positions 0 to n - 2, each in one of PARTS equal parts of a text of n
-    characters, and of at most COUNTED_AT_ONCE. Of a text longer than MAX_COUNTED, they are the
-    beginning of each part."""
-    edges = [-(-n * k // PARTS) for k in range(PARTS)]  # where position * PARTS // n becomes k
-    for first, end in zip(edges, [*edges[1:], n - 1], strict=True):
-        last = min(end, first + MAX_COUNTED // PARTS)
-        for begin in range(first, min(last, n - 1), COUNTED_AT_ONCE):
-            yield begin, min(begin + COUNTED_AT_ONCE, last, n - 1)
-
-
-def count_in_window(
-    idx: Tensor, hashes: Tensor, positions: Tensor, vocab_size: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What followed the n-grams of some positions (B, T) earlier in their windows idx (B, S):
-    sources as in `SparseShares`, characters, and counts, (E,) each.
-
-    hashes (B, S, N) are those of the n-grams up to every character.
-    """
-    (B, S, N), T, none = hashes.shape, positions.size(1), vocab_size
-    # Sorted by hash, and equal ones by position: each n-gram is after its earlier occurrences.
-    ordered, order = hashes.transpose(1, 2).flatten(0, 1).sort(dim=1, stable=True)  # (B * N, S)
-    begins_group = F.pad(ordered[:, 1:] != ordered[:, :-1], (1, 0), value=True).flatten()
-    group = begins_group.cumsum(0) - 1  # of each occurrence: those of the same n-gram
-    sizes = group.bincount()
-    firsts = sizes.cumsum(0) - sizes
-    # What followed each occurrence. An n-gram has n = i + 2 characters: one that ends at i or
-    # before begins before the window.
-    i = torch.arange(N, device=idx.device).repeat(B)[:, None]
-    following = F.pad(idx[:, 1:], (0, 1), value=none).repeat_interleave(N, dim=0).gather(1, order)
-    following = following.masked_fill(order <= i, none).flatten()
-    # For each character that follows a group, a cell for each occurrence in the group: how often
-    # the character followed the earlier ones.
-    different = (group * (none + 1) + following).unique()
-    in_group, character = different // (none + 1), different % (none + 1)
-    cells = sizes[in_group].masked_fill(character == none, 0)
-    cells *= cells > 1
-    starts = cells.cumsum(0) - cells
-    which = torch.arange(len(cells), device=idx.device).repeat_interleave(cells)
-    cell = torch.arange(len(which), device=idx.device)
-    occurrence = cell + (firsts[in_group] - starts)[which]
-    follows = (following[occurrence] == character[which]).int()
-    before = follows.cumsum(0, dtype=torch.int32) - follows
-    counts = before - before[starts[which]]
-    # The place of each position among the T, or T for those that are not.
-    among = torch.full((B, S), T, device=idx.device)
-    among.scatter_(1, positions.clamp(max=S - 1), torch.arange(T, device=idx.device).expand(B, T))
-    row, i = occurrence // S // N, occurrence // S % N
-    t = among[row, order.flatten()[occurrence]]
-    found = (counts > 0) & (t < T)
-    sources = (row * T + t) * 2 * N + N + i
-    return sources[found], character[which][found], counts[found].float()
 
 
 class SparseShares(NamedTuple):
@@ -162,10 +76,10 @@ class SumRows(torch.autograd.Function):
 class NgramCounts(nn.Module):
     """What may follow each position: ids (B, T) to shares; shares to vectors and to logits.
 
-    The shares are `scaled_shares` of 2 N sources: what followed the last n = 2, 3, ... characters
-    in the training text, from N tables with `rows` rows each, as multiples of 1 / 255; then what
-    followed them in the window, before the position. An n-gram that begins before the window has
-    none.
+    The shares are `scaled_shares` of 2 N sources: what followed the last n characters in the
+    training text, from N tables, as multiples of 1 / 255; then what followed them in the window,
+    before the position. An n-gram that begins before the window has none. `rows` are the rows of
+    the tables for n = 2, 3, ..., with 0 where there is none.
 
     The vectors are the sum of `weight` (2 N * V, D), one vector for each source and character,
     times the shares. The logits are the sum of the sources' shares, each source's times its output
@@ -190,9 +104,11 @@ class NgramCounts(nn.Module):
 
     def __init__(self, rows: Sequence[int], size: int, vocab_size: int) -> None:
         super().__init__()
-        self.rows, self.vocab_size = tuple(rows), vocab_size
-        self.weight = nn.Parameter(torch.empty(2 * len(rows) * vocab_size, size))
-        self.gates = nn.Parameter(torch.zeros(2 * len(rows), size))
+        self.sizes = table_sizes(rows)
+        self.rows, self.vocab_size = tuple(number for number in rows if number), vocab_size
+        sources = 2 * len(self.rows)
+        self.weight = nn.Parameter(torch.empty(sources * vocab_size, size))
+        self.gates = nn.Parameter(torch.zeros(sources, size))
         self.register_buffer("codes", torch.arange(1, vocab_size + 1))
         self.allocate(0)
         nn.init.normal_(self.weight, std=0.35)
@@ -220,63 +136,20 @@ class NgramCounts(nn.Module):
 
     @torch.no_grad()
     def count(self, ids: NDArray[np.integer]) -> None:
-        """Fill the tables with the counts of a text, its ids (n,); earlier counts are dropped.
-
-        Of a long text, MAX_COUNTED characters are counted, which are spread over it. Its parts are
-        PARTS equal ones, by the position of the n-gram's last character.
-        """
-        N, V, n = len(self.rows), self.vocab_size, len(ids)
-        found: list[NDArray[np.int64]] = []
-        times: list[NDArray[np.int64]] = []
-        parts: list[int] = []
-        bar = tqdm(
-            desc="counting n-grams",
-            total=min(n, MAX_COUNTED),
-            unit="character",
-            delay=2,
-            leave=False,
-            disable=None,
-        )
-        for first, last in counted_ranges(n):
-            before = min(first, N)
-            part = torch.from_numpy(ids[first - before : last + 1].astype(np.int64))
-            codes = F.pad(self.codes.cpu()[part[:-1]], (N - before, 0))[None]
-            rows = self.table_rows(torch.stack([*ngram_hashes(codes, N)], dim=-1))[0]
-            keys = rows * V + part[before + 1 :, None]
-            keys = keys[self.known(torch.arange(first, last))]
-            different, number = np.unique(keys.numpy(), return_counts=True)
-            found.append(different)
-            times.append(number)
-            parts.append(first * PARTS // n)
-            bar.update(last - first)
-        bar.close()
-        # With counts NumPy sorts; without them it takes ten times as long.
-        entries, _ = np.unique(np.concatenate(found), return_counts=True)
-        self.allocate(len(entries))
-        per_row = np.bincount(entries // V, minlength=sum(self.rows))
-        self.starts[1:] = torch.from_numpy(per_row.cumsum())
-        self.characters.copy_(torch.from_numpy(entries % V))
-        by_part = np.zeros((PARTS, len(entries)), dtype=np.int32)
-        for different, number, k in zip(found, times, parts, strict=True):
-            by_part[k, np.searchsorted(entries, different)] += number.astype(np.int32)
-        self.counts.copy_(torch.from_numpy(by_part.sum(axis=0, dtype=np.int32)))
-        self.shares = self.entry_shares(self.counts)
-        self.part_shares = torch.stack(
-            [
-                self.entry_shares(self.counts - torch.from_numpy(part).to(self.counts.device))
-                for part in by_part
-            ]
-        )
-        self.length = n
+        """Fill the tables with the counts of a text, its ids (n,); earlier counts are dropped. Of a
+        long text, MAX_COUNTED characters are counted."""
+        found = count_text(ids, self.codes.cpu(), self.sizes, self.rows)
+        self.allocate(len(found.counts))
+        self.starts.copy_(found.starts)
+        self.characters.copy_(found.characters)
+        self.counts.copy_(found.counts)
+        self.shares = found.shares.to(self.codes.device)
+        self.part_shares = found.part_shares.to(self.codes.device)
+        self.length = len(ids)
 
     def known(self, positions: Tensor) -> Tensor:
         """Whether each n-gram that ends at a position begins at 0 or later, (..., N)."""
-        return positions[..., None] > torch.arange(len(self.rows), device=positions.device)
-
-    def table_rows(self, hashes: Tensor) -> Tensor:
-        """The rows for hashes (..., N), one of each table."""
-        sizes = torch.tensor(self.rows, device=hashes.device)
-        return hashes % sizes + sizes.cumsum(0) - sizes
+        return positions[..., None] + 1 >= torch.tensor(self.sizes, device=positions.device)
 
     @torch.no_grad()
     def look_up(
@@ -292,11 +165,12 @@ class NgramCounts(nn.Module):
         if positions is None:
             positions = torch.arange(idx.size(1), device=idx.device).expand_as(idx)
         T = positions.size(1)
-        codes = F.pad(self.codes[idx], (N, 0))
-        hashes = torch.stack([*ngram_hashes(codes, N)], dim=-1)  # (B, S, N)
+        codes = F.pad(self.codes[idx], (self.sizes[-1] - 1, 0))
+        hashes = ngram_hashes(codes, self.sizes)  # (B, S, N)
         wanted = hashes.gather(1, positions[..., None].expand(B, T, N))
         size = B * T * 2 * N
-        in_window, followed, counts = count_in_window(idx, hashes, positions, V)
+        sizes = torch.tensor(self.sizes, device=idx.device)
+        in_window, followed, counts = count_in_window(idx, hashes, sizes, positions, V)
         found = (
             self.in_tables(wanted, positions, begins),
             (in_window, followed, shares_of_counts(in_window, counts, size)),
@@ -319,7 +193,7 @@ class NgramCounts(nn.Module):
         """The entries of the tables for hashes (B, T, N): sources as in `SparseShares`, characters,
         and shares, (E,) each."""
         B, T, N = hashes.shape
-        rows = self.table_rows(hashes).flatten()  # (B * T * N,)
+        rows = rows_of(hashes, self.rows).flatten()  # (B * T * N,)
         first = self.starts.index_select(0, rows)  # half the time of an index, here and below
         lengths = self.starts.index_select(0, rows + 1) - first
         lengths = lengths.masked_fill(~self.known(positions).flatten(), 0)
@@ -368,13 +242,6 @@ class NgramCounts(nn.Module):
         flat = added.new_zeros(B * T * self.vocab_size).index_add(0, places, added)
         return flat.view(B, T, self.vocab_size)
 
-    def entry_shares(self, counts: Tensor) -> Tensor:
-        """The shares of all entries of the tables for these counts (P,), times 255, uint8."""
-        lengths = self.starts.diff()
-        row = torch.arange(len(lengths), device=counts.device).repeat_interleave(lengths)
-        shares = shares_of_counts(row, counts.float(), len(lengths))
-        return (shares * 255).round().byte()
-
     @property
     def has_counted(self) -> bool:
         """Whether a text has been counted here, which training needs; not only loaded."""
@@ -403,7 +270,7 @@ class NgramCounts(nn.Module):
             raise ValueError("the n-gram tables have characters outside the alphabet")
         if entries and int(self.counts.min()) < 1:
             raise ValueError("the n-gram tables have counts below 1")
-        self.shares = self.entry_shares(self.counts)
+        self.shares = entry_shares(self.starts, self.counts)
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import lightning as L
 import numpy as np
 import torch
-from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
@@ -68,9 +68,9 @@ class CharGPT(L.LightningModule):
         rope_theta: Base of the rotary positions. The usual 10,000 is made for contexts of
             thousands of characters; in one of 256, most dimensions would hardly rotate.
         ngram_rows: Rows of the tables that count which characters follow the last 2, 3, ... ones in
-            the training text, such as [2048, 16384]: what follows from few characters is then
-            looked up, not computed. What followed them so far in the window is counted too. null:
-            no counts.
+            the training text, such as [2048, 16384, 0, 65536], where 0 means no table: what follows
+            from few characters is then looked up, not computed. What followed them so far in the
+            window is counted too. null: no counts.
         unit: char, or byte for an alphabet of bytes.
         counts: How often each character occurs in the training text; a text without a prompt
             starts with a draw from this distribution. null: every character is equally likely.
@@ -95,7 +95,7 @@ class CharGPT(L.LightningModule):
         dropout: NonNegativeFloat = 0.0,
         tie_embeddings: bool = False,
         rope_theta: PositiveFloat = 500.0,
-        ngram_rows: list[PositiveInt] | None = None,
+        ngram_rows: list[NonNegativeInt] | None = None,
         unit: Unit = "char",
         counts: list[int] | None = None,
         optim: OptimOptions | dict[str, Any] | None = None,

@@ -28,7 +28,7 @@ from lightning_app.data.splits import SplitText
 from lightning_app.data.windows import mean_window_size
 from lightning_app.hardware import UNCOMPILED_TIME, MatmulSpeed, can_compile, seconds_per_flop
 from lightning_app.model.gpt import GPTConfig
-from lightning_app.model.ngrams import MAX_COUNTED
+from lightning_app.model.ngram_counting import MAX_COUNTED, table_sizes
 from lightning_app.training.schedules import ScheduleOptions, learning_rate_scale
 
 CHARACTERS_PER_PARAMETER = 2.5
@@ -40,8 +40,9 @@ HEAD_DIM = 32
 BLOCK_SIZE = 1024
 CHARACTERS_PER_STEP = {"cpu": 2048, "mps": 8192, "gpu": 16384}
 WINDOWS = ((0.0, 1 / 16), (0.35, 1 / 4), (0.85, 1.0))  # of parts of the context, then all of it
-MAX_ROWS = 2**18
-SECONDS_TO_COUNT = 7e-7  # a character, in all tables
+NGRAMS = (2, 3, 4, 5, 6, 8, 12)  # characters
+MAX_ROWS = 2**20
+SECONDS_TO_COUNT = 1e-6  # a character, in all tables
 COUNTING_SHARE = 0.5  # of the time, at most
 FREE_PASSES = 4.0
 MAX_PASSES = 12.0
@@ -156,22 +157,23 @@ def add_windows(values: dict[str, Any], task: Task) -> list[Line]:
 
 
 def add_tables(values: dict[str, Any], task: Task) -> list[Line]:
-    """Counts for n = 2 to 6. A table has a row for each n-gram that is possible or in the text, at
-    most MAX_ROWS.
+    """Counts for the n of NGRAMS. A table has a row for each n-gram that is possible or in the
+    text, at most MAX_ROWS.
 
     No tables if counting would take more than COUNTING_SHARE of the time.
     """
     worthwhile = counting_seconds(task.characters) <= COUNTING_SHARE * task.seconds
     limit = min(MAX_ROWS, task.characters)
-    rows = [round_up(min(limit, task.vocab_size**n)) for n in range(2, 7)] if worthwhile else None
-    rows = values.setdefault("model.ngram_rows", rows)
+    every = range(2, NGRAMS[-1] + 1)
+    useful = [round_up(min(limit, task.vocab_size**n)) if n in NGRAMS else 0 for n in every]
+    rows = values.setdefault("model.ngram_rows", useful if worthwhile else None)
     if rows is None:
         return [("counts", "none: what follows from few characters is computed, not looked up")]
     return [
         (
             "counts",
-            f"of what follows the last 2 to {len(rows) + 1} characters, so that the network need "
-            "not learn it",
+            f"of what follows the last {', '.join(map(str, table_sizes(rows)))} characters, so "
+            "that the network need not learn it",
         )
     ]
 

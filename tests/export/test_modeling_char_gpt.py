@@ -24,10 +24,10 @@ from lightning_app.export.modeling_char_gpt import CACHE, ngram_hashes, without_
 from lightning_app.export.transformers import MODELING_FILE, export_transformers
 from lightning_app.model.gpt import GPT, GPTConfig
 from tests.helpers import count_random_text
-from tests.model.test_ngrams import TEST_VECTOR
+from tests.model.test_ngram_counting import TEST_VECTOR
 
 ALPHABET = "\n abcdefgh\u00e9\u5929\U0001f642"
-BLOCK_SIZE, ROWS = 24, (7, 30, 101)
+BLOCK_SIZE, ROWS = 24, (7, 30, 0, 101)
 KINDS = {"plain": {}, "grouped": {"n_kv_head": 2}, "tied": {"tie_embeddings": True}}
 PROMPTS = ["abcabc", "\u5929", "h ", "dead beef\n"]
 every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -93,7 +93,9 @@ def new_ids(prompt: str, n: int, kind: str = "plain") -> list[int]:
 
 @pytest.mark.parametrize(("codes", "hashes"), TEST_VECTOR.items())
 def test_the_hash_is_that_of_the_test_vector(codes, hashes):
-    assert [int(h[0, -1]) for h in ngram_hashes(torch.tensor([codes]), 3)] == hashes
+    found = ngram_hashes(torch.tensor([codes]), (2, 3, 4))
+    assert [int(h[0, -1]) for h in found] == hashes
+    assert [int(h[0, -1]) for h in ngram_hashes(torch.tensor([codes]), (2, 4))] == hashes[::2]
 
 
 def test_padding_is_skipped_wherever_it_is():

@@ -26,7 +26,7 @@ KINDS = {
     "grouped": {"n_head": 4, "n_kv_head": 2, "n_embd": 32},
     "one_kv_head": {"n_head": 3, "n_kv_head": 1, "n_embd": 24},
     "tied": {"tie_embeddings": True},
-    "ngrams": {"ngram_rows": (20, 50, 90)},
+    "ngrams": {"ngram_rows": (20, 0, 50, 90)},
     "odd_sizes": {"n_layer": 3, "n_head": 1, "n_kv_head": 1, "n_embd": 10, "mlp_size": 7},
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)

@@ -11,8 +11,8 @@ from tests.helpers import assert_close, filled_network
 
 @pytest.mark.parametrize("symbols", [1, 2, 7])  # with few, a window repeats itself
 def test_every_position_has_the_shares_that_the_network_looks_up(symbols):
-    gpt = filled_network(ngram_rows=(20, 50, 90))
-    w, size, tables = pack_weights(gpt), gpt.config.block_size, len(gpt.config.ngram_rows)
+    gpt = filled_network(ngram_rows=(20, 50, 0, 90))
+    w, size, tables = pack_weights(gpt), gpt.config.block_size, len(gpt.ngrams.rows)
     window = np.random.default_rng(0).integers(symbols, size=size)
     expected = gpt.ngrams.look_up(torch.from_numpy(window)[None])[0]  # (T, 2 N, V)
     ids, hashes = np.zeros(size, dtype=np.int64), np.zeros((tables, size), dtype=np.uint32)

@@ -6,7 +6,7 @@ import torch
 from lightning_app.model.kv_cache import context_length
 from tests.helpers import GPT_KINDS, assert_close, filled_network, random_ids
 
-KINDS = GPT_KINDS | {"ngrams": {"ngram_rows": (20, 50, 90)}}
+KINDS = GPT_KINDS | {"ngrams": {"ngram_rows": (20, 0, 50, 90)}}
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 

@@ -1,4 +1,4 @@
-"""Laws of the n-gram tables: the hash, the counts, and what they add to the embedding."""
+"""Laws of the n-gram counts: the shares of each position, what they add to embedding and logits."""
 
 import math
 from collections import Counter
@@ -8,52 +8,15 @@ import pytest
 import torch
 
 from lightning_app.errors import UserError
-from lightning_app.model import ngrams
+from lightning_app.model import ngram_counting, ngrams
 from lightning_app.model.gpt import GPTConfig
-from lightning_app.model.ngrams import PARTS, NgramCounts, counted_ranges, ngram_hashes
+from lightning_app.model.ngram_counting import PARTS
+from lightning_app.model.ngrams import NgramCounts
 from tests.helpers import GPT_SIZES, assert_close, filled_network, random_ids
+from tests.model.test_ngram_counting import hash_of
 
-# For engines in other languages: the hashes of the last 2, 3 and 4 codes at the end of each text.
-TEST_VECTOR = {
-    (1, 2, 3, 4): [432672342, 2151299066, 1298972373],
-    (0, 0, 0, 98): [2458570891, 2556837939, 1485202456],
-    (0x10FFFF, 101, 33, 0x5929): [4273396995, 178491501, 2848336528],
-}
-
-
-def hash_of(codes: list[int]) -> int:
-    """The hash by its definition, of codes from the oldest to the newest."""
-    h = 0
-    for code in reversed(codes):
-        h = (h ^ code) * 0x735A2D97 % 2**32
-        h ^= h >> 15
-    return h
-
-
-@pytest.mark.parametrize(("codes", "hashes"), TEST_VECTOR.items())
-def test_the_hash_is_that_of_the_test_vector(codes, hashes):
-    assert [hash_of(list(codes[-n:])) for n in (2, 3, 4)] == hashes
-    assert [int(h) for h in ngram_hashes(torch.tensor([codes]), 3)] == hashes
-
-
-def test_every_position_has_the_hash_of_the_codes_up_to_it():
-    codes = torch.randint(1, 2**20, (3, 12), generator=torch.Generator().manual_seed(0))
-    codes[:, :4] = 0  # before the text
-    for n, hashes in enumerate(ngram_hashes(codes, 4), 2):
-        for row in range(3):
-            expected = [hash_of(codes[row, t - n + 1 : t + 1].tolist()) for t in range(4, 12)]
-            assert hashes[row].tolist() == expected
-
-
-def test_ngrams_are_spread_evenly_over_the_rows():
-    a, b = torch.meshgrid(torch.arange(1, 129), torch.arange(1, 129), indexing="ij")
-    codes = torch.stack((a.flatten(), b.flatten()), dim=1)  # all 16,384 pairs of 128 characters
-    (hashes,) = ngram_hashes(codes, 1)
-    counts = torch.bincount((hashes % 2048).flatten(), minlength=2048)
-    assert counts.float().var() < 2 * 8  # 8 in the mean; a random function has a variance of 8
-
-
-ROWS = (5, 70, 200)
+ROWS = (5, 70, 0, 200)  # of 2, 3 and 5 characters
+SIZES = (2, 3, 5)
 TEXT = np.random.default_rng(0).integers(11, size=300)
 
 
@@ -83,8 +46,7 @@ def expected_shares(
     Then those of what followed before in the window."""
     N = len(tables.rows)
     shares = torch.zeros(2 * N, tables.vocab_size)
-    for i, rows in enumerate(tables.rows):
-        n = i + 2
+    for i, (n, rows) in enumerate(zip(SIZES, tables.rows, strict=True)):
         if len(window) < n:
             break
         row = hash_of([c + 1 for c in window[-n:]]) % rows
@@ -141,7 +103,7 @@ def test_the_logits_are_the_shares_times_the_gates(dense, monkeypatch):
 def test_with_the_place_of_a_window_its_part_of_the_text_is_not_counted(
     counted_at_once, monkeypatch
 ):
-    monkeypatch.setattr(ngrams, "COUNTED_AT_ONCE", counted_at_once)
+    monkeypatch.setattr(ngram_counting, "COUNTED_AT_ONCE", counted_at_once)
     tables = counted()
     begins = torch.tensor([0, 18, 19, 150, 281])  # a part is 18.75 characters
     windows = torch.stack([torch.from_numpy(TEXT[b : b + 19]) for b in begins])
@@ -167,25 +129,6 @@ def test_both_ways_to_add_up_have_the_same_gradients(monkeypatch):
     for a, b in zip(*gradients, strict=True):
         assert a.abs().sum() > 0
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
-
-
-def test_a_text_is_counted_in_parts_as_at_once(monkeypatch):
-    at_once = counted().state_dict()
-    monkeypatch.setattr(ngrams, "COUNTED_AT_ONCE", 7)
-    in_parts = counted().state_dict()
-    assert int(at_once["counts"].sum()) == sum(len(TEXT) - n for n in (2, 3, 4))
-    for name, table in at_once.items():
-        assert torch.equal(table, in_parts[name]), name
-
-
-def test_of_a_long_text_the_beginning_of_each_part_is_counted(monkeypatch):
-    monkeypatch.setattr(ngrams, "MAX_COUNTED", 5 * PARTS)
-    monkeypatch.setattr(ngrams, "COUNTED_AT_ONCE", 3)
-    begins = [math.ceil(len(TEXT) * k / PARTS) for k in range(PARTS)]
-    wanted = [begin + i for begin in begins for i in range(5)]
-    assert [i for first, last in counted_ranges(len(TEXT)) for i in range(first, last)] == wanted
-    tables = counted()
-    assert int(tables.counts.sum()) == sum(i >= n for n in (1, 2, 3) for i in wanted)
 
 
 @torch.no_grad()
@@ -236,8 +179,12 @@ def test_a_state_dict_with_tables_that_cannot_be_read_is_refused(name, place, va
 
 
 @pytest.mark.parametrize(
-    ("rows", "named"), [((0,), "0 rows"), ((8, 2**24 + 1), "16777217 rows"), ((8,) * 17, "17 tab")]
+    ("rows", "named"), [((-1,), "-1 rows"), ((2**24 + 1,), "16777217 rows"), ((8,) * 17, "17 tab")]
 )
 def test_tables_that_cannot_be_built_are_refused(rows, named):
     with pytest.raises(UserError, match=named):
         GPTConfig(**GPT_SIZES, ngram_rows=rows)
+
+
+def test_without_rows_there_are_no_counts():
+    assert GPTConfig(**GPT_SIZES, ngram_rows=[0, 0]) == GPTConfig(**GPT_SIZES, ngram_rows=None)

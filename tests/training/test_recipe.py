@@ -13,6 +13,7 @@ from lightning_app.training.recipe import (
     MAX_ROWS,
     MIN_STEPS,
     MUON_RATES,
+    NGRAMS,
     RATE_STEPS,
     SCORED,
     SIZES,
@@ -178,15 +179,17 @@ def test_given_values_are_kept_and_the_rest_is_chosen_to_suit(given):
 
 def test_a_table_has_as_many_rows_as_there_may_be_n_grams():
     rows = choose(replace(TASK, characters=50_000)).values["model.ngram_rows"]
-    assert all(min(50_000, 80**n) <= r < 2 * min(50_000, 80**n) for n, r in enumerate(rows, 2))
+    for n, number in enumerate(rows, 2):
+        possible = min(50_000, 80**n) if n in NGRAMS else 0
+        assert possible <= number <= 2 * possible
     rows = choose(replace(TASK, characters=10**7)).values["model.ngram_rows"]
     assert max(rows) == MAX_ROWS
 
 
 def test_n_grams_are_not_counted_where_it_would_take_too_long():
-    task = replace(TASK, characters=10**9, seconds=25)
+    task = replace(TASK, characters=10**9, seconds=35)
     assert choose(task).values["model.ngram_rows"] is None
-    assert choose(replace(task, seconds=30)).values["model.ngram_rows"]
+    assert choose(replace(task, seconds=45)).values["model.ngram_rows"]
 
 
 def test_what_a_step_takes_in_addition_leaves_fewer_steps_for_the_same_network():

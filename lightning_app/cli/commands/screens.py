@@ -20,6 +20,7 @@ from lightning_app.evaluation.baselines import (
     characters_within,
 )
 from lightning_app.evaluation.metrics import loss_metrics
+from lightning_app.model.ngram_counting import table_sizes
 from lightning_app.runs.checkpoint import SECTION, load
 from lightning_app.runs.folders import LOGS
 from lightning_app.training.recipe import FREE_PASSES
@@ -98,8 +99,8 @@ def lines_before(request: "FitRequest", start: "Start", job: "Job") -> list[str]
     data, gpt, facts = job.data, job.model.gpt, job.facts
     flags = request.config.trainer
     parameters = sum(p.numel() for p in gpt.parameters())
-    tables = len(gpt.config.ngram_rows)
-    counted = f", counts of what follows 2 to {tables + 1} characters" if tables else ""
+    tables = ", ".join(map(str, table_sizes(gpt.config.ngram_rows)))
+    counted = f", counts of what follows {tables} characters" if tables else ""
     sizes = ", ".join(f"{name} {b - a:,}" for name, (a, b) in data.bounds.items() if b > a)
     steps = job.trainer.max_steps - start.step
     seconds = job.plan.seconds * steps / flags.max_steps

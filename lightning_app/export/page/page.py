@@ -1,6 +1,6 @@
 """Export of a trained network as one HTML page that generates text in any current browser.
 
-The page has everything in it: the weights (int8, in base64), the alphabet, and an engine in
+The page has everything in it: the weights (int8, gzip, in base64), the alphabet, and an engine in
 WebAssembly with a fallback in JavaScript. It loads nothing and sends nothing, and it works from a
 disk. Its network, its rule for long texts, its distribution and its random numbers are those of
 `predict --weights int8`: float32 for embedding, head, and the vectors and gates of n-gram tables,
@@ -11,6 +11,7 @@ The JavaScript in engine/ computes and knows nothing of the page; interface/ is 
 """
 
 import base64
+import gzip
 import hashlib
 import html
 import json
@@ -67,13 +68,18 @@ def page_html(trained: TrainedModel) -> str:
         "title": html.escape(page_title(trained)),
         "style": style,
         "model": json_for_html(model_description(trained, tensors)),
-        "weights": base64.b64encode(weights).decode(),
+        "weights": zipped(weights),
         "kernel": base64.b64encode((FOLDER / "engine" / "kernel.wasm").read_bytes()).decode(),
         "engine": engine,
         "interface": interface,
     }
     # In one pass: a part may contain what looks like the name of another.
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], read_part("page.html"))
+
+
+def zipped(weights: bytes) -> str:
+    """The weights as the page holds them: gzip, in base64. N-gram counts become half as long."""
+    return base64.b64encode(gzip.compress(weights, compresslevel=6, mtime=0)).decode()
 
 
 def read_part(name: str) -> str:
@@ -150,7 +156,8 @@ def model_description(trained: TrainedModel, tensors: dict[str, int]) -> dict[st
             "embd": c.n_embd,
             "mlp": c.mlp_size,
             "ropeTheta": c.rope_theta,
-            "ngramRows": list(c.ngram_rows),
+            "ngramSizes": [] if gpt.ngrams is None else list(gpt.ngrams.sizes),
+            "ngramRows": [] if gpt.ngrams is None else list(gpt.ngrams.rows),
             "ngramEntries": 0 if gpt.ngrams is None else len(gpt.ngrams.counts),
             "indexBytes": index_bytes(gpt),
         },

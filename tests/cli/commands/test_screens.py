@@ -92,7 +92,7 @@ def test_before_training_the_data_the_network_the_machine_and_the_run_are_named(
         ({"step": 90}, "10 steps of 32 characters, about a minute or less"),
         ({"compile": True}, "cpu, 32-true, compiled"),
         ({"unit": "byte"}, "100 steps of 32 bytes"),
-        ({"rows": (20, 3000)}, "context 8, counts of what follows 2 to 3 characters"),
+        ({"rows": (20, 0, 3000)}, "context 8, counts of what follows 2, 4 characters"),
         ({"share": 0.4}, "other programs use 60% of the processors"),
         ({"minutes": 9.0}, "100 steps of 32 characters, at most 9 minutes in all"),
         ({"minutes": 9.0, "step": 50}, "50 steps of 32 characters, about 5 minutes"),

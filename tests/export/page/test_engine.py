@@ -11,7 +11,13 @@ import pytest
 import torch
 
 from lightning_app.data.tokenizer import Tokenizer
-from lightning_app.export.page.page import FOLDER, engine_source, model_description, pack_tensors
+from lightning_app.export.page.page import (
+    FOLDER,
+    engine_source,
+    model_description,
+    pack_tensors,
+    zipped,
+)
 from lightning_app.generation.cpu_engine import CPUEngine
 from lightning_app.generation.generate import generate_text
 from lightning_app.generation.history import unigram_distribution
@@ -21,7 +27,7 @@ from lightning_app.model.kv_cache import context_length
 from lightning_app.runs.checkpoint import TrainedModel
 from tests.generation.test_cpu_engine import KINDS
 from tests.helpers import TOKENIZER, V, distribution_by_definition, options, writing_network
-from tests.model.test_ngrams import TEST_VECTOR
+from tests.model.test_ngram_counting import TEST_VECTOR
 
 NODE = shutil.which("node")
 pytestmark = pytest.mark.skipif(NODE is None, reason="needs node")
@@ -58,13 +64,13 @@ def trained_model(gpt: GPT, tokenizer: Tokenizer = TOKENIZER, **generation) -> T
 def page_source(trained: TrainedModel, kernel: str = KERNEL) -> dict[str, Any]:
     tensors, weights = pack_tensors(trained.gpt)
     model = model_description(trained, tensors)
-    return {"model": model, "weights": base64.b64encode(weights).decode(), "kernel": kernel}
+    return {"model": model, "weights": zipped(weights), "kernel": kernel}
 
 
 SESSION = """
 const tasks = input.tasks, answers = tasks.map(() => ({ids: [], bits: []}));
 let last = 0;
-const session = makeSession(input.source, (answer) => {
+const opened = makeSession(input.source, (answer) => {
   if (answer.type === 'failed') throw new Error(answer.error);
   if (answer.type === 'characters') {
     answers[answer.task].ids.push(...answer.ids);
@@ -76,6 +82,7 @@ const session = makeSession(input.source, (answer) => {
   }
 });
 (async () => {
+  const session = await opened;
   for (const [i, task] of tasks.entries()) await session({...task, task: i});
   print(answers);
 })();
@@ -129,8 +136,10 @@ def test_the_context_is_that_of_the_rule_for_long_texts():
 
 
 def test_the_hash_of_n_grams_is_that_of_the_test_vector():
-    found = node("print(input.map(ngramHashes))", list(TEST_VECTOR))
+    found = node("print(input.map((codes) => ngramHashes(codes, [2, 3, 4])))", list(TEST_VECTOR))
     assert found == list(TEST_VECTOR.values())
+    found = node("print(input.map((codes) => ngramHashes(codes, [2, 4, 5])))", list(TEST_VECTOR))
+    assert found == [hashes[::2] for hashes in TEST_VECTOR.values()]
 
 
 @pytest.mark.parametrize(
@@ -173,10 +182,12 @@ def test_logits_are_those_of_the_compiled_engine_with_both_kernels(kind):
     ids = torch.randint(V, (20,), generator=torch.Generator().manual_seed(5)).tolist()
     found = node(
         "const {model, weights, kernel} = input.source;"
-        "const networks = [kernel, null].map((k) =>"
-        "  new Network(model, fromBase64(weights), k && fromBase64(k)));"
-        "print(networks.map((n) => [n.kernelName, input.ids.map((_, i) =>"
-        "  Array.from(n.logitsAfter(input.ids.slice(0, i + 1))))]))",
+        "unzip(fromBase64(weights)).then((unzipped) => {"
+        "  const networks = [kernel, null].map((k) =>"
+        "    new Network(model, unzipped, k && fromBase64(k)));"
+        "  print(networks.map((n) => [n.kernelName, input.ids.map((_, i) =>"
+        "    Array.from(n.logitsAfter(input.ids.slice(0, i + 1))))]));"
+        "});",
         {"source": page_source(trained_model(gpt)), "ids": ids},
     )
     assert [name for name, _ in found] == ["WebAssembly", "JavaScript"]
@@ -194,7 +205,7 @@ def test_ten_greedy_texts_are_predicts_over_many_windows():
 
 
 @pytest.mark.parametrize("kernel", [KERNEL, ""], ids=["WebAssembly", "JavaScript"])
-@pytest.mark.parametrize("sizes", [{}, {"ngram_rows": (20, 50)}], ids=["plain", "tables"])
+@pytest.mark.parametrize("sizes", [{}, {"ngram_rows": (20, 0, 50)}], ids=["plain", "tables"])
 def test_a_seed_gives_predicts_text(sizes, kernel):
     trained = trained_model(writing_network(block_size=12, **sizes))
     cases: list[tuple[str, int, dict]] = [

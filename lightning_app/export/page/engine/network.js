@@ -16,15 +16,16 @@ function contextLength(n, blockSize) {
   return n - Math.ceil((n - blockSize) / step) * step;
 }
 
-// The hashes of the last 2, 3, ... codes, the newest at the end of `codes`; as `ngram_hashes` in
-// model/ngrams.py. All arithmetic is that of unsigned 32-bit integers.
-function ngramHashes(codes) {
+// The hashes of the last n codes, the newest at the end of `codes`, for each n of `sizes`, ascending,
+// that is not more than there are; as `ngram_hashes` in model/ngram_counting.py. All arithmetic is
+// that of unsigned 32-bit integers.
+function ngramHashes(codes, sizes) {
   const hashes = [];
   let h = 0;
-  for (let i = codes.length - 1; i >= 0; i--) {
-    h = Math.imul(h ^ codes[i], 0x735a2d97) >>> 0;
+  for (let n = 1; n <= codes.length && hashes.length < sizes.length; n++) {
+    h = Math.imul(h ^ codes[codes.length - n], 0x735a2d97) >>> 0;
     h = (h ^ (h >>> 15)) >>> 0;
-    if (i < codes.length - 1) hashes.push(h);
+    if (n === sizes[hashes.length]) hashes.push(h);
   }
   return hashes;
 }
@@ -158,11 +159,12 @@ class Network {
   // What may follow `position`, from the n-gram tables and from the text up to it: an array of
   // [source, id, share]; see `NgramCounts` in model/ngrams.py.
   ngramShares(position) {
-    const { ngramRows } = this.sizes, { codes, read, hashes, ngramStarts } = this;
+    const { ngramSizes, ngramRows } = this.sizes, { codes, read, hashes, ngramStarts } = this;
     const tables = ngramRows.length, shares = [], recent = [];
-    for (let i = Math.max(0, position - tables); i <= position; i++) recent.push(codes[read[i]]);
+    const longest = tables ? ngramSizes[tables - 1] : 0;
+    for (let i = Math.max(0, position + 1 - longest); i <= position; i++) recent.push(codes[read[i]]);
     let firstRow = 0;
-    ngramHashes(recent).forEach((hash, table) => {
+    ngramHashes(recent, ngramSizes).forEach((hash, table) => {
       const earlier = hashes[table];
       earlier[position] = hash;
       const row = firstRow + (hash % ngramRows[table]);
@@ -172,7 +174,7 @@ class Network {
       }
       const followed = new Map(); // in this text
       let total = 0;
-      for (let place = table + 1; place < position; place++) {
+      for (let place = ngramSizes[table] - 1; place < position; place++) {
         if (earlier[place] !== hash) continue;
         const id = read[place + 1];
         followed.set(id, (followed.get(id) ?? 0) + 1);

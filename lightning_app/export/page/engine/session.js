@@ -9,10 +9,11 @@
 
 const SLICE_MS = 12;
 
-// `post` sends an answer. model: see `page.py`; weights, kernel: base64 (kernel may be empty).
-function makeSession({ model, weights, kernel }, post) {
+// `post` sends an answer. model: see `page.py`; weights: gzip in base64; kernel: base64, may be empty.
+async function makeSession({ model, weights, kernel }, post) {
   const began = performance.now();
-  const network = new Network(model, fromBase64(weights), kernel ? fromBase64(kernel) : null);
+  const unpacked = await unzip(fromBase64(weights));
+  const network = new Network(model, unpacked, kernel ? fromBase64(kernel) : null);
   const { blockSize, vocab } = model.sizes;
   const channel = new MessageChannel(); // unlike setTimeout, it does not wait
   let resume = null;
@@ -128,11 +129,17 @@ function fromBase64(text) {
   return bytes;
 }
 
+async function unzip(bytes) {
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream('gzip'));
+  return new Uint8Array(await new Response(stream).arrayBuffer());
+}
+
 // Called at the end of a worker's source: its first message is the model.
 function startWorker() {
-  let receive = null;
+  let session = null;
+  const fail = (error) => setTimeout(() => { throw error; }); // an event for the page
   self.onmessage = ({ data }) => {
-    if (receive) receive(data);
-    else receive = makeSession(data, (answer) => self.postMessage(answer));
+    if (session) session.then((receive) => receive(data));
+    else (session = makeSession(data, (answer) => self.postMessage(answer))).catch(fail);
   };
 }

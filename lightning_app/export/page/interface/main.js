@@ -26,9 +26,10 @@ function startSession(receive) {
     kernel: typeof WebAssembly === 'object' ? byId('kernel').textContent : '',
   };
   const here = () => {
-    const session = makeSession(source, (answer) => setTimeout(() => receive(answer)));
-    deliver = session;
-    waiting.forEach(session);
+    makeSession(source, (answer) => setTimeout(() => receive(answer))).then((session) => {
+      deliver = session;
+      waiting.forEach(session);
+    }).catch((error) => receive({ type: 'failed', error: String(error) }));
   };
   const waiting = []; // messages until it is known where the session runs
   let deliver = (message) => waiting.push(message);
