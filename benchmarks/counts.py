@@ -39,7 +39,7 @@ from lightning_app.runs.folders import find_checkpoint
 from lightning_app.training.optimizer import MuonAdamW, OptimOptions, parameter_groups
 
 SIZES = {"block_size": 1024, "n_layer": 4, "n_head": 5, "n_embd": 160}
-ROWS = (4096, 65536, 262144, 262144, 262144)
+ROWS = (4096, 65536, 1048576, 1048576, 1048576, 0, 1048576)
 CHARACTERS = 2048  # a step
 UNTIMED = 100  # characters of each generated text
 

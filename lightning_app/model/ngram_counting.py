@@ -5,8 +5,9 @@ rows of all tables follow one another. A row has an entry for each character tha
 all.
 """
 
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,6 @@ from tqdm import tqdm
 
 MULTIPLIER = 0x735A2D97  # odd and below 2**31, so that int64 holds the product of the hash
 MASK = 0xFFFFFFFF
-COUNTED_AT_ONCE = 1 << 20  # characters
 MAX_COUNTED = 20_000_000  # characters of a text: about twenty seconds
 PARTS = 16  # of a text; see `TextCounts`
 
@@ -42,11 +42,16 @@ def ngram_hashes(codes: Tensor, sizes: Sequence[int]) -> Tensor:
     T = codes.size(1) - longest + 1
     h, hashes = torch.zeros_like(codes[:, :T]), []
     for n in range(1, longest + 1):
-        h = ((h ^ codes[:, longest - n : longest - n + T]) * MULTIPLIER) & MASK
-        h = h ^ (h >> 15)
+        h = mixed(h, codes[:, longest - n : longest - n + T])
         if n in sizes:
             hashes.append(h)
     return torch.stack(hashes, dim=-1)
+
+
+def mixed(h: Tensor, codes: Tensor) -> Tensor:
+    """Hashes h, extended by codes."""
+    h = ((h ^ codes) * MULTIPLIER) & MASK
+    return h ^ (h >> 15)
 
 
 def rows_of(hashes: Tensor, rows: Sequence[int]) -> Tensor:
@@ -75,113 +80,110 @@ def as_bytes(shares: Tensor) -> Tensor:
     return (shares * 255).round().byte()
 
 
-def entry_rows(starts: Tensor) -> Tensor:
-    """The row of each entry, (P,)."""
-    lengths = starts.diff()
-    return torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
-
-
 def entry_shares(starts: Tensor, counts: Tensor) -> Tensor:
     """The shares of all entries for their counts (P,), times 255, uint8."""
-    return as_bytes(shares_of_counts(entry_rows(starts), counts.float(), len(starts) - 1))
+    lengths = starts.diff()
+    row = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
+    return as_bytes(shares_of_counts(row, counts.float(), len(lengths)))
 
 
 class TextCounts(NamedTuple):
     """What followed the n-grams of a text.
 
-    starts: (rows of all tables + 1,) the first entry of each row, and P.
+    lengths: (R,) how many entries each row has.
     characters: (P,) ids.
     counts: (P,) int32.
-    shares: (P,) uint8, `scaled_shares` times 255.
-    part_shares: (PARTS, P); row k are the shares without the counts of part k of the text.
+    part_shares: (PARTS, P) uint8; row k are the shares, times 255, without the counts of part k of
+        the text.
     """
 
-    starts: Tensor
+    lengths: Tensor
     characters: Tensor
     counts: Tensor
-    shares: Tensor
     part_shares: Tensor
-
-
-class RangeCounts(NamedTuple):
-    """What followed the n-grams of a range of a text, in a part of it: keys row * V + id, unique
-    and ascending, and how often each occurred."""
-
-    part: int
-    keys: NDArray[np.int64]
-    times: NDArray[np.int32]
 
 
 def count_text(
     ids: NDArray[np.integer], codes: Tensor, sizes: Sequence[int], rows: Sequence[int]
 ) -> TextCounts:
-    """Count a text, its ids (n,), for tables of these sizes n with so many `rows`.
+    """Count a text, its ids (n,), for tables of these sizes n, ascending, with so many `rows`.
 
     `codes` (V,) are those of the characters. Of a long text, MAX_COUNTED characters are counted,
     which are spread over it. Its parts are PARTS equal ones, by the position of an n-gram's last
     character.
     """
-    V, R = len(codes), sum(rows)
-    ranges = list(count_ranges(ids, codes, sizes, rows))
-    # With counts NumPy sorts; without them it takes ten times as long.
-    keys, _ = np.unique(np.concatenate([r.keys for r in ranges]), return_counts=True)
-    starts = torch.zeros(R + 1, dtype=torch.int64)
-    starts[1:] = torch.from_numpy(np.bincount(keys // V, minlength=R).cumsum())
-    places = [torch.from_numpy(np.searchsorted(keys, r.keys)) for r in ranges]
-    times = [torch.from_numpy(r.times) for r in ranges]
-    counts = torch.zeros(len(keys), dtype=torch.int32)
-    for place, number in zip(places, times, strict=True):
-        counts[place] += number  # a place occurs once in a range
-    shares = entry_shares(starts, counts)
-    part_shares, row = shares.repeat(PARTS, 1), entry_rows(starts)
-    for k in range(PARTS):  # without part k, only the rows that occur in it are different
-        left, different = counts.clone(), torch.zeros(R, dtype=torch.bool)
-        for r, place, number in zip(ranges, places, times, strict=True):
-            if r.part == k:
-                left[place] -= number
-                different[row[place]] = True
-        entries = different[row].nonzero().squeeze(1)
-        changed = shares_of_counts(row[entries], left[entries].float(), R)
-        part_shares[k, entries] = as_bytes(changed)
-    return TextCounts(starts, torch.from_numpy(keys % V), counts, shares, part_shares)
-
-
-def count_ranges(
-    ids: NDArray[np.integer], codes: Tensor, sizes: Sequence[int], rows: Sequence[int]
-) -> Iterator[RangeCounts]:
-    """The counts of each of `counted_ranges`, with a bar."""
-    n, most = len(ids), sizes[-1] - 1
+    ranges = counted_ranges(len(ids))
     bar = tqdm(
         desc="counting n-grams",
-        total=min(n, MAX_COUNTED),
-        unit="character",
+        total=sum(last - first for first, last in ranges) * len(sizes),
+        unit="n-gram",
+        unit_scale=True,
         delay=2,
         leave=False,
         disable=None,
     )
-    for first, last in counted_ranges(n):
-        before = min(first, most)
-        text = torch.from_numpy(ids[first - before : last + 1].astype(np.int64))
-        padded = F.pad(codes[text[:-1]], (most - before, 0))[None]
-        row = rows_of(ngram_hashes(padded, sizes), rows)[0]
-        keys = row * len(codes) + text[before + 1 :, None]
-        if first < most:  # some n-grams would begin before the text
-            keys = keys[torch.arange(1, last - first + 1)[:, None] + first >= torch.tensor(sizes)]
-        different, times = np.unique(keys.numpy(), return_counts=True)
-        yield RangeCounts(first * PARTS // n, different, times.astype(np.int32))
-        bar.update(last - first)
+    hashes = [torch.zeros(last - first, dtype=torch.int64) for first, last in ranges]
+    tables, known = [], 0  # how many characters are in the hashes
+    for n, number in zip(sizes, rows, strict=True):
+        keys = []
+        for i, (first, last) in enumerate(ranges):
+            for back in range(known, n):
+                hashes[i] = mixed(hashes[i], codes_before(ids, codes, first, last, back))
+            following = torch.from_numpy(ids[first + 1 : last + 1].astype(np.int64))
+            begins = max(0, n - 1 - first)  # the first n-gram that begins in the text
+            keys.append((hashes[i] % number * len(codes) + following)[begins:].numpy())
+            bar.update(last - first)
+        tables.append(count_table(keys, number, len(codes)))
+        known = n
     bar.close()
+    lengths, characters, counts, part_shares = zip(*tables, strict=True)
+    return TextCounts(
+        torch.cat(lengths), torch.cat(characters), torch.cat(counts), torch.cat(part_shares, dim=1)
+    )
 
 
-def counted_ranges(n: int) -> Iterator[tuple[int, int]]:
-    """Ranges of the positions 0 to n - 2, each in one of PARTS equal parts of a text of n
-    characters, and of at most COUNTED_AT_ONCE. Of a text longer than MAX_COUNTED, they are the
-    beginning of each part."""
-    edges = [-(-n * k // PARTS) for k in range(PARTS)]  # where position * PARTS // n becomes k
-    for first, end in zip(edges, [*edges[1:], n - 1], strict=True):
-        last = min(end, first + MAX_COUNTED // PARTS)
-        for begin in range(first, min(last, n - 1), COUNTED_AT_ONCE):
-            yield begin, min(begin + COUNTED_AT_ONCE, last, n - 1)
+def codes_before(
+    ids: NDArray[np.integer], codes: Tensor, first: int, last: int, back: int
+) -> Tensor:
+    """The codes (last - first,) of the characters `back` before positions first to last - 1, with 0
+    before the text."""
+    known = ids[max(0, first - back) : max(0, last - back)].astype(np.int64)
+    return F.pad(codes[torch.from_numpy(known)], (last - first - len(known), 0))
+
+
+def count_table(keys: list[NDArray[np.int64]], rows: int, vocab_size: int) -> TextCounts:
+    """One table with so many rows. `keys` are row * V + the following id for each n-gram of a part
+    of the text, for all parts."""
+    found = [np.unique(k, return_counts=True) for k in keys]
+    together = np.concatenate([different for different, _ in found])
+    # With counts NumPy sorts; without them it takes ten times as long.
+    entries, _ = np.unique(together, return_counts=True)
+    places = [torch.from_numpy(np.searchsorted(entries, different)) for different, _ in found]
+    times = [torch.from_numpy(number.astype(np.int32)) for _, number in found]
+    counts = torch.zeros(len(entries), dtype=torch.int32)
+    for place, number in zip(places, times, strict=True):
+        counts[place] += number  # a place occurs once in a part
+    row = torch.from_numpy(entries // vocab_size)
+    part_shares = as_bytes(shares_of_counts(row, counts.float(), rows)).repeat(PARTS, 1)
+    for k, (place, number) in enumerate(zip(places, times, strict=True)):
+        left, in_part = counts.clone(), torch.zeros(rows, dtype=torch.bool)
+        left[place] -= number
+        in_part[row[place]] = True
+        changed = in_part[row].nonzero().squeeze(1)  # the shares of other rows are the same
+        shares = shares_of_counts(row[changed], left[changed].float(), rows)
+        part_shares[k, changed] = as_bytes(shares)
+    lengths = torch.bincount(row, minlength=rows)
+    return TextCounts(lengths, torch.from_numpy(entries % vocab_size), counts, part_shares)
+
+
+def counted_ranges(n: int) -> list[tuple[int, int]]:
+    """The positions that are counted in each of PARTS equal parts of a text of n characters: the
+    first one, and the one after the last. Position p is in part p * PARTS // n. Nothing follows the
+    last character. Of a text longer than MAX_COUNTED, the beginning of each part is counted."""
+    edges = [min(-(-n * k // PARTS), n - 1) for k in range(PARTS + 1)]
+    return [
+        (first, min(end, first + MAX_COUNTED // PARTS)) for first, end in itertools.pairwise(edges)
+    ]
 
 
 def count_in_window(

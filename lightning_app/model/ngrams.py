@@ -140,10 +140,10 @@ class NgramCounts(nn.Module):
         long text, MAX_COUNTED characters are counted."""
         found = count_text(ids, self.codes.cpu(), self.sizes, self.rows)
         self.allocate(len(found.counts))
-        self.starts.copy_(found.starts)
+        self.starts[1:] = found.lengths.cumsum(0)
         self.characters.copy_(found.characters)
         self.counts.copy_(found.counts)
-        self.shares = found.shares.to(self.codes.device)
+        self.shares = entry_shares(self.starts, self.counts)
         self.part_shares = found.part_shares.to(self.codes.device)
         self.length = len(ids)
 

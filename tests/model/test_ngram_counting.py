@@ -54,18 +54,16 @@ SIZES, ROWS = (2, 3, 5), (5, 70, 200)
 TEXT, CODES = np.random.default_rng(0).integers(11, size=300), torch.arange(1, 12)
 
 
-def test_a_text_is_counted_in_parts_as_at_once(monkeypatch):
-    at_once = count_text(TEXT, CODES, SIZES, ROWS)
-    monkeypatch.setattr(ngram_counting, "COUNTED_AT_ONCE", 7)
-    in_parts = count_text(TEXT, CODES, SIZES, ROWS)
-    assert int(at_once.counts.sum()) == sum(len(TEXT) - n for n in SIZES)
-    for a, b in zip(at_once, in_parts, strict=True):
-        assert torch.equal(a, b)
+@pytest.mark.parametrize("n", [1, 2, 7, 16, 17, 300])
+def test_every_character_but_the_last_is_counted_in_its_part(n):
+    ranges = counted_ranges(n)
+    assert [i for first, last in ranges for i in range(first, last)] == list(range(n - 1))
+    for k, (first, last) in enumerate(ranges):
+        assert all(i * PARTS // n == k for i in range(first, last))
 
 
 def test_of_a_long_text_the_beginning_of_each_part_is_counted(monkeypatch):
     monkeypatch.setattr(ngram_counting, "MAX_COUNTED", 5 * PARTS)
-    monkeypatch.setattr(ngram_counting, "COUNTED_AT_ONCE", 3)
     begins = [math.ceil(len(TEXT) * k / PARTS) for k in range(PARTS)]
     wanted = [begin + i for begin in begins for i in range(5)]
     assert [i for first, last in counted_ranges(len(TEXT)) for i in range(first, last)] == wanted

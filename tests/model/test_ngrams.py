@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lightning_app.errors import UserError
-from lightning_app.model import ngram_counting, ngrams
+from lightning_app.model import ngrams
 from lightning_app.model.gpt import GPTConfig
 from lightning_app.model.ngram_counting import PARTS
 from lightning_app.model.ngrams import NgramCounts
@@ -99,11 +99,7 @@ def test_the_logits_are_the_shares_times_the_gates(dense, monkeypatch):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("counted_at_once", [10**6, 7])
-def test_with_the_place_of_a_window_its_part_of_the_text_is_not_counted(
-    counted_at_once, monkeypatch
-):
-    monkeypatch.setattr(ngram_counting, "COUNTED_AT_ONCE", counted_at_once)
+def test_with_the_place_of_a_window_its_part_of_the_text_is_not_counted():
     tables = counted()
     begins = torch.tensor([0, 18, 19, 150, 281])  # a part is 18.75 characters
     windows = torch.stack([torch.from_numpy(TEXT[b : b + 19]) for b in begins])
