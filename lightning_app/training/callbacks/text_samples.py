@@ -26,8 +26,9 @@ class TextSamples(Callback):
         if not boards or trainer.state.fn != TrainerFn.FITTING or sharded:
             return
         assert isinstance(pl_module, CharGPT)
-        texts = pl_module.generate_texts(list(self.prompts), self.options, seed=0)
-        for name, text in zip(NAMES, texts, strict=True):
+        for name, prompt in zip(NAMES, self.prompts, strict=True):
+            # One by one: the loops for several texts would have to be compiled first.
+            (text,) = pl_module.generate_texts([prompt], self.options, seed=0)
             block = "".join(f"    {row}\n" for row in text.split("\n"))  # code, in Markdown
             for board in boards:
                 board.experiment.add_text(f"samples/{name}", block, trainer.global_step)
