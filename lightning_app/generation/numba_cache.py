@@ -61,8 +61,11 @@ CACHE_FOLDER = str(cache_folder())
 
 
 def has_compiled_code() -> bool:
-    """Whether the loops have been compiled, for this copy of the program."""
-    return Path(CACHE_FOLDER).is_dir()
+    """Whether the loops that generate one text have been compiled, for this copy of the program.
+
+    The folder exists as soon as they are imported.
+    """
+    return any(Path(CACHE_FOLDER).rglob("*.decode_row-*.nbc"))
 
 
 def compiled(fastmath: bool = False, parallel: bool = False) -> Callable[[F], F]:

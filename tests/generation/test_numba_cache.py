@@ -10,7 +10,16 @@ import numba
 
 import lightning_app
 from lightning_app.generation import numba_cache
-from lightning_app.generation.numba_cache import SOURCES, CompileNotice, compiled, max_threads
+from lightning_app.generation.generate import generate_ids, sample_rng
+from lightning_app.generation.numba_cache import (
+    SOURCES,
+    CompileNotice,
+    compiled,
+    has_compiled_code,
+    max_threads,
+)
+from lightning_app.generation.sampling import GenerateOptions
+from tests.helpers import filled_network
 
 
 def test_numba_still_has_the_parts_used_here():
@@ -62,6 +71,22 @@ def test_the_notice_appears_once_when_compiling_and_not_when_loading_or_running(
         double(3)
         assert kept()(3) == 9
         assert capsys.readouterr().err == ""
+
+
+def test_loops_are_compiled_when_they_have_run_and_not_when_they_are_imported(tmp_path):
+    script = (
+        "from lightning_app.generation import cpu_engine\n"
+        "from lightning_app.generation.numba_cache import CACHE_FOLDER, has_compiled_code\n"
+        "import os; print(os.path.isdir(CACHE_FOLDER), has_compiled_code())\n"
+    )
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    found = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    assert found.stdout.split() == ["True", "False"]
+    gpt = filled_network()
+    next(generate_ids(gpt, [[0]], [sample_rng(0, 0, 0)], GenerateOptions().resolve()))
+    assert has_compiled_code()
 
 
 KERNELS = """
