@@ -46,7 +46,7 @@ from lightning_app.training.recipe import (
 STEPS_PER_SIZE = 8  # for each size of windows
 WARM_UP = 2  # of them, not timed: the first compiles
 FINISH_SECONDS = 8  # after the last validation: the checkpoints, the sample, the program's end
-GENERATION_COMPILES = 45  # seconds, once for each copy of the program
+GENERATION_COMPILES = 35  # seconds, once for each copy of the program
 MAX_MEASURED = 3  # networks
 SIMILAR = 1.5  # times as many parameters: too few to measure another network
 COMPILED_AGAIN = 4  # seconds at most for a size of windows that was compiled before
