@@ -6,9 +6,9 @@ of the project that exported the folder.
 
 For several n, the last n characters of a position select a row of a table, which says what followed
 them in the training text; and what followed them earlier in the text is counted. Both are added to
-the character's embedding, and to the logits. The characters before those of a call are in
-the KV cache: it gets one more layer, with their ids as keys. In this way, whatever transformers
-does to a cache (reordering for beam search, cropping, repeating rows) is also done to the ids.
+the character's embedding, and to the logits. The characters before those of a call are in the KV
+cache: it gets one more layer, with their ids as keys. In this way, whatever transformers does to a
+cache (reordering for beam search, cropping, repeating rows) is also done to the ids.
 
 Shapes: B rows, T characters of a call, S characters with those in the cache, N tables,
 V characters in the alphabet, D = hidden_size.

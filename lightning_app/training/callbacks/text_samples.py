@@ -9,7 +9,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning_app.generation.sampling import GenerateOptions
 from lightning_app.training.module import CharGPT
 
-NAMES = ("unprompted", "prompted")
+NAMES = ("prompted", "unprompted")  # in this order, all loops are compiled for the first
 
 
 class TextSamples(Callback):
@@ -17,7 +17,7 @@ class TextSamples(Callback):
     fixed prompt."""
 
     def __init__(self, prompt: str, max_new_tokens: int = 200) -> None:
-        self.prompts: Sequence[str] = ("", prompt)
+        self.prompts: Sequence[str] = (prompt, "")
         self.options = GenerateOptions(max_new_tokens=max_new_tokens)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
